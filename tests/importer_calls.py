@@ -37,13 +37,13 @@ def save(
     clock, said = clock or Clock(), [] if said is None else said
     remote = Remote(
         Origin(stub.url, KEY),
-        say=said.append,
+        on_progress=said.append,
         timeout_seconds=timeout_seconds,
         clock=clock,
         sleep=clock.sleep,
     )
     try:
-        return import_account(remote, folder, say=said.append, **options)
+        return import_account(remote, folder, on_progress=said.append, **options)
     finally:
         remote.close()
 

@@ -99,21 +99,23 @@ def save(
     from rftkit.importer.summaries import save_summary
     from rftkit.importer.survey import account_of
 
-    def say(text: str) -> None:
+    def on_progress(text: str) -> None:
         tqdm.write(text, file=sys.stderr if to_stderr else sys.stdout)
 
     kinds, moment = _kinds(only), _moment(since)
-    remote = Remote(origin(source), say=say)
+    remote = Remote(origin(source), on_progress=on_progress)
     try:
         dump = dump or _home_folder(account_of(remote))
-        done = import_account(remote, dump, only=kinds, since=moment, dry_run=dry_run, say=say)
+        done = import_account(
+            remote, dump, only=kinds, since=moment, dry_run=dry_run, on_progress=on_progress
+        )
     except KeyboardInterrupt:
-        say("stopped; run the same command again to resume")
+        on_progress("stopped; run the same command again to resume")
         return 130, {}
     finally:
         remote.close()
     base_url = remote.origin.base_url
-    say(save_summary(done, dump, origin=base_url, only=kinds, dry_run=dry_run))
+    on_progress(save_summary(done, dump, origin=base_url, only=kinds, dry_run=dry_run))
     result = {"dump": str(dump), "complete": done.is_complete, **asdict(done)}
     return (0 if done.is_complete else 1), result
 

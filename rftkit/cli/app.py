@@ -121,7 +121,7 @@ def demo(
 
     name = "tiny_copy" if fast else dataset
     story = run_ladder if ladder else run
-    result = story(name, seed=seed, out=out, say=lambda text: _say(text, as_json))
+    result = story(name, seed=seed, out=out, on_progress=lambda text: _report(text, as_json))
     if as_json:
         print_json(result)
 
@@ -353,7 +353,7 @@ def main() -> None:
         _fail(message, 1)
 
 
-def _say(text: str, to_stderr: bool) -> None:
+def _report(text: str, to_stderr: bool) -> None:
     print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 

@@ -234,8 +234,8 @@ def _columns(
         return None
     with datasets.open(source) as rows:
         known = list(dict.fromkeys(name for record in records_of(rows) for name in record))
-    said, told = (text.replace("\\n", "\n") for text in (prompt, system or ""))
-    return datasets.Columns(said, answer_names(answer or "", known), told)
+    said, system_text = (text.replace("\\n", "\n") for text in (prompt, system or ""))
+    return datasets.Columns(said, answer_names(answer or "", known), system_text)
 
 
 def _groups(

@@ -71,7 +71,7 @@ def run(
     *,
     seed: int = 1,
     out: Path | str = "reports",
-    say: Callable[[str], None] = print,
+    on_progress: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train a model on a bundled dataset and compare it with the base model.
 
@@ -79,7 +79,7 @@ def run(
         name: A key of `PLANS`.
         seed: Of the job.
         out: Folder for the report and the answers.
-        say: Called with each line of output.
+        on_progress: Called with each line of output.
 
     Returns:
         Ids, models, rewards, seconds and paths, for programs.
@@ -90,7 +90,7 @@ def run(
     """
     plan, seconds, out = PLANS[name], Seconds(), writable_folder(out)
 
-    say("1. Check the data and the grader")
+    on_progress("1. Check the data and the grader")
     data = datasets.bundled(name)
     assert data.valid is not None  # bundled datasets have validation rows
     assert data.test is not None
@@ -99,17 +99,17 @@ def run(
         check = datasets.check(
             data.train, data.valid, grader=data.grader, response_format=data.response_format
         )
-    say(f"{check}\n")
+    on_progress(f"{check}\n")
     check.raise_for_errors()
 
-    say("2. Connect and upload")
+    on_progress("2. Connect and upload")
     with seconds("starting the platform, uploading"):
         client = connect()
         training_file = datasets.upload(client, data.train)
         validation_file = datasets.upload(client, data.valid)
-    say(f"{client.base_url}  {training_file.id}  {validation_file.id}\n")
+    on_progress(f"{client.base_url}  {training_file.id}  {validation_file.id}\n")
 
-    say("3. Create a job")
+    on_progress("3. Create a job")
     job = jobs.create(
         client,
         model=plan["model"],
@@ -122,13 +122,13 @@ def run(
         suffix=name.replace("_", "-"),
         seed=seed,
     )
-    say(f"{job.id}  {job.model}  seed {job.seed}\n")
+    on_progress(f"{job.id}  {job.model}  seed {job.seed}\n")
 
-    say("4. Follow it; Ctrl-C leaves it running")
-    job = follow(client, job, say)
+    on_progress("4. Follow it; Ctrl-C leaves it running")
+    job = follow(client, job, on_progress)
     seconds.parts |= job_seconds(client, job)
 
-    say("\n5. Run the models on the test rows, before and after training")
+    on_progress("\n5. Run the models on the test rows, before and after training")
     rows = datasets.read(data.test)
     models = models_of(client, job)
     with seconds("answering the test rows"):
@@ -150,12 +150,12 @@ def run(
         constants = [constant] * len(rows)
         test = {"constant": evals.score(evals.grade(grader, constants, rows), constants)}
     test |= {label: evals.score(grades[label], answers[label]) for label in models}
-    say(table([{f"{len(rows)} test rows": LABELS[label], **test[label]} for label in test]))
+    on_progress(table([{f"{len(rows)} test rows": LABELS[label], **test[label]} for label in test]))
     for label, given in answers.items():
         if errors := [answer.error for answer in given if answer.error]:
-            say(f"{LABELS[label]}: {len(errors)} requests failed, the first: {errors[0]}")
+            on_progress(f"{LABELS[label]}: {len(errors)} requests failed, the first: {errors[0]}")
 
-    say("\n6. Write the report")
+    on_progress("\n6. Write the report")
     answers_path = out / f"{job.id}-answers.json"
     write_json(
         answers_path,
@@ -173,8 +173,8 @@ def run(
             job_id=job.id,
             answers=str(answers_path.resolve()),
         )
-    say(seconds.table())
-    say(f"\nThe report, one HTML file: {report.resolve()}")
+    on_progress(seconds.table())
+    on_progress(f"\nThe report, one HTML file: {report.resolve()}")
     return {
         "job": job.id,
         "dataset": name,
@@ -214,12 +214,12 @@ class Seconds:
         )
 
 
-def follow(client: OpenAI, job: FineTuningJob, say: Callable[[str], None]) -> FineTuningJob:
+def follow(client: OpenAI, job: FineTuningJob, on_progress: Callable[[str], None]) -> FineTuningJob:
     """Show the job until it has succeeded; Ctrl-C prints how to return to it."""
     try:
         job = jobs.wait(client, job.id, jobs.Progress())
     except KeyboardInterrupt:
-        say(
+        on_progress(
             f"\n{job.id} continues on the server. To follow it:\n  rftkit job watch {job.id}\n"
             f"and when it is done:\n  rftkit report report_job -p job_id {job.id} -o {job.id}.html"
         )

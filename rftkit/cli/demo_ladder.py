@@ -66,7 +66,7 @@ def run_ladder(
     *,
     seed: int = 1,
     out: Path | str = "reports",
-    say: Callable[[str], None] = print,
+    on_progress: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Climb the rungs on a bundled dataset and write the page.
 
@@ -76,7 +76,7 @@ def run_ladder(
         name: A key of `LADDERS`.
         seed: Of the jobs and the prompt search.
         out: Folder for the page and the state.
-        say: Called with each line of output.
+        on_progress: Called with each line of output.
 
     Returns:
         The rungs, the sentence, seconds and paths, for programs.
@@ -95,14 +95,14 @@ def run_ladder(
             plan,
             RUNGS,
             state_path,
-            say=say,
+            on_progress=on_progress,
             follow=jobs.Progress,
         )
     made = read(state)
-    say(f"\n{ladder_text(made)}\n")
+    on_progress(f"\n{ladder_text(made)}\n")
     with seconds("page"):
         page = write_page(state_path, state_path.with_suffix(".html"))
-    say(f"\n{seconds.table()}\n\nThe page, one HTML file: {page.resolve()}")
+    on_progress(f"\n{seconds.table()}\n\nThe page, one HTML file: {page.resolve()}")
     return {
         "dataset": name,
         "seed": seed,

@@ -97,10 +97,10 @@ def ladder(
     chosen = room.rungs_for([each.strip() for each in rungs.split(",") if each.strip()])
     try:
         state = room.climb(
-            connect(), found, plan, chosen, state_path, say=_say, follow=jobs.Progress
+            connect(), found, plan, chosen, state_path, on_progress=_report, follow=jobs.Progress
         )
     except KeyboardInterrupt:
-        _say("\nA job that was started continues. To resume, run the same command again.")
+        _report("\nA job that was started continues. To resume, run the same command again.")
         raise
     made = room.read(state)
     page = write_page(state_path, out)
@@ -142,5 +142,5 @@ def _by_rung(pairs: Pairs | None) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

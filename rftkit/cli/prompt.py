@@ -98,7 +98,7 @@ def optimize(
         **asdict(budget),
         "seed": seed,
     }
-    kept = ladder.open_kept(kept_path, purpose, _say)
+    kept = ladder.open_kept(kept_path, purpose, _report)
     task = ladder.Task(connect(), found.grader, found.response_format, options, kept=kept)
     try:
         search = ladder.optimize_prompt(
@@ -112,10 +112,10 @@ def optimize(
             ),
             budget=budget,
             seed=seed,
-            say=_say,
+            on_progress=_report,
         )
     except KeyboardInterrupt:
-        _say(f"\nThe answers so far are in {kept_path}. To resume, run the same command again.")
+        _report(f"\nThe answers so far are in {kept_path}. To resume, run the same command again.")
         raise
     search.write(out, model=model, data=found.name)
     value = {
@@ -129,5 +129,5 @@ def optimize(
     show(value, "\n".join(lines), as_json)
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

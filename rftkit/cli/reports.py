@@ -90,11 +90,11 @@ def _sweep(
     from rftkit import connect, reports
     from rftkit.reports.grid import read_grid
 
-    def say(line: str) -> None:
+    def on_progress(line: str) -> None:
         print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
     options: dict[str, Any] = {
-        "csv": csv, "processes": processes, "say": say, "parameters": values,
+        "csv": csv, "processes": processes, "on_progress": on_progress, "parameters": values,
     }  # fmt: skip
     if read_grid(grid).job is None:
         return reports.sweep(notebook, grid, folder, **options)

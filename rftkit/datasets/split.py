@@ -119,7 +119,7 @@ def split(
     with open(source, form=None) as rows:
         if stratify == "auto":
             stratify = _label(rows, group)
-        kept, num_repeats, num_refused = _look(rows, stratify, group, deduplicate)
+        kept, num_repeats, num_refused = _read(rows, stratify, group, deduplicate)
         units = _units(kept, rows, near_duplicates)
         parts = _hand_out(units, kept, shares, seed)
         if empty := [part for part, numbers in parts.items() if not numbers]:
@@ -167,7 +167,7 @@ def sample(
     """
     refuse_existing(target)
     with open(source, form=None) as rows:
-        kept, _, _ = _look(rows, stratify, None, True)
+        kept, _, _ = _read(rows, stratify, None, True)
         if not 0 < num_rows <= len(kept):
             raise InputError(f"cannot draw {num_rows:,} of {len(kept):,} different usable rows")
         units = [[at] for at in range(len(kept))]
@@ -194,7 +194,7 @@ def _label(rows: Rows, group: str | None) -> str | None:
     return next((key for key, found in (counts or {}).items() if is_label(found)), None)
 
 
-def _look(
+def _read(
     rows: Rows, stratify: str | None, group: str | None, deduplicate: bool
 ) -> tuple[list[_Row], int, int]:
     """Return the rows to distribute, without repeats and refused rows."""

@@ -208,7 +208,7 @@ class _Series:
         self.recent = [*self.recent, (mean, rest, by)][-LAST:]
         self.trend.add(rest)
 
-    def standing(self) -> Alarm:
+    def status(self) -> Alarm:
         """The state of this alarm now."""
         found = Alarm(self.kind, self.trend.num, None, None, None, self.trend.peak, self.raised_at)
         if self.start is None:
@@ -244,12 +244,12 @@ class Alarms:
             self._judge(series, step, figure)
 
     @property
-    def standings(self) -> list[Alarm]:
+    def statuses(self) -> list[Alarm]:
         """The state of each kind of alarm whose figure the job reports."""
-        return [s.standing() for k in KINDS if (s := self._series.get(k.name)) is not None]
+        return [s.status() for k in KINDS if (s := self._series.get(k.name)) is not None]
 
     def _judge(self, series: _Series, step: int, figure: Json) -> None:
-        found = series.standing()
+        found = series.status()
         if series.raised_at is not None or found.rise is None or found.rise < series.kind.least:
             return
         if series.trend.peak >= threshold(self.rate):

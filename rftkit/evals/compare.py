@@ -168,7 +168,7 @@ def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepCh
     wins = multiple_comparisons.win_shares(rewards, seed=table.seed)
     return StepChoice(
         baseline=baseline,
-        num_looks=len(pairs),
+        num_comparisons=len(pairs),
         best=best,
         deploy=deploy,
         tied=tuple(tied),

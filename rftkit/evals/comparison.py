@@ -128,8 +128,9 @@ class PairSummary:
     num_left_out: int
     """Rows that only one of the two has, or that only one has graded."""
     difference: Estimate
-    """Mean paired difference of the reward. Its interval holds simultaneously for all `num_looks`
-    pairs: it is the only interval of this difference, and says what the verdict says."""
+    """Mean paired difference of the reward. Its interval holds simultaneously for all
+    `num_comparisons` pairs: it is the only interval of this difference, and says what the verdict
+    says."""
     graders: Mapping[str, Estimate]
     """The same difference in each grader, by name, if there are several."""
     pass_difference: Estimate
@@ -147,9 +148,9 @@ class PairSummary:
     mcnemar_p: float | None
     """Exact McNemar test of fixed against broken rows, two-sided; None when there are neither."""
     p: float | None
-    """Sign-flip permutation test of the reward differences, two-sided, corrected for `num_looks`:
-    the verdict uses it."""
-    num_looks: int
+    """Sign-flip permutation test of the reward differences, two-sided, corrected for
+    `num_comparisons`: the verdict uses it."""
+    num_comparisons: int
     """Number of pairs that were compared together."""
     margin: float | None
     """The user's margin: smaller differences do not matter; None without one."""
@@ -185,7 +186,7 @@ class StepChoice:
 
     baseline: str
     """Label of the run that the others are compared with: `Step 0`."""
-    num_looks: int
+    num_comparisons: int
     """Number of runs that were compared with it."""
     best: str
     """Label of the highest mean reward, the baseline included."""

@@ -20,7 +20,9 @@ __all__ = [
 
 def pair_sentence(pair: PairSummary) -> str:
     """The conclusion about two runs."""
-    several = f", corrected for {pair.num_looks} comparisons" if pair.num_looks > 1 else ""
+    several = (
+        f", corrected for {pair.num_comparisons} comparisons" if pair.num_comparisons > 1 else ""
+    )
     rows = counted(pair.num_rows, "row")
     found = f"{interval(pair.difference, with_sign=True)} on {rows}{several}"
     if pair.num_rows == 0:

@@ -22,7 +22,7 @@ OTHER_GRADER = "{after} and {before} have different graders, so their rewards ca
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
+class _Correction:
     """One pair of runs among those that are compared together."""
 
     alone: float
@@ -124,8 +124,8 @@ class Table:
             if changed <= stats.EXACT:
                 one = stats.permutation_p(differences[:, at]) or float("nan")
             one, all_of = self._with_exchange(before, after, one, float(together[at]), len(afters))
-            look = _Look(one, max(one, all_of), float(multiple[at]), len(afters))
-            found.append(self._pair(before, after, differences[:, at], look))
+            correction = _Correction(one, max(one, all_of), float(multiple[at]), len(afters))
+            found.append(self._pair(before, after, differences[:, at], correction))
         return tuple(found)
 
     def exchange_p(self, before: str, after: str, places: Sequence[int] = ()) -> float | None:
@@ -196,7 +196,9 @@ class Table:
     def _mean(self, values: Array, support: stats.Support = None) -> Estimate:
         return stats.mean_interval(values, level=self.level, support=support)
 
-    def _pair(self, before: str, after: str, difference: Array, look: _Look) -> PairSummary:
+    def _pair(
+        self, before: str, after: str, difference: Array, correction: _Correction
+    ) -> PairSummary:
         import numpy as np
 
         labels = self.cells.labels
@@ -205,17 +207,17 @@ class Table:
         either = (self.counts[:, [labels.index(before), labels.index(after)]] > 0).any(axis=1)
         fixed, broken = (old < 0.5) & (new > 0.5) & both, (old > 0.5) & (new < 0.5) & both
         kept = both & (((old < 0.5) & (new < 0.5)) | ((old > 0.5) & (new > 0.5)))
-        alpha, many = 1 - self.level, look.num > 1
-        found = self._for_all(difference, look)
+        alpha, many = 1 - self.level, correction.num > 1
+        found = self._for_all(difference, correction)
         ungraded = self.if_ungraded_counted(before, after)
         if ungraded is not None:
-            found = stats.hull(found, *(self._for_all(each, look) for each in ungraded))
-        p = look.together if many else look.alone
+            found = stats.hull(found, *(self._for_all(each, correction) for each in ungraded))
+        p = correction.together if many else correction.alone
         found = stats.as_tested(found, p, alpha)
         if self.bounds is not None:
             width = self.bounds[1] - self.bounds[0]
             found = stats.within(found, (-width, width))
-        critical = look.multiple if many and np.isfinite(look.multiple) else None
+        critical = correction.multiple if many and np.isfinite(correction.multiple) else None
         order = np.argsort(np.nan_to_num(difference), kind="stable")
         summary = PairSummary(
             before=before,
@@ -234,7 +236,7 @@ class Table:
             down_rows=tuple(self.cells.keys[at] for at in order if difference[at] < 0),
             mcnemar_p=stats.mcnemar_p(int(fixed.sum()), int(broken.sum())),
             p=p if both.any() else None,
-            num_looks=look.num,
+            num_comparisons=correction.num,
             margin=self.margin,
             equivalence_p=stats.equivalence_p(difference, self.margin) if self.margin else None,
             detectable=stats.detectable(difference, level=self.level, critical=critical),
@@ -247,10 +249,10 @@ class Table:
         return replace(summary, sentence=pair_sentence(summary) if is_one else OTHER_GRADER.format(
             before=before, after=after))  # fmt: skip
 
-    def _for_all(self, difference: Array, look: _Look) -> Estimate:
+    def _for_all(self, difference: Array, correction: _Correction) -> Estimate:
         """The mean difference, its interval corrected for all comparisons."""
         alone = self.mean_difference(difference)
-        return _widened(alone, difference, look.multiple) if look.num > 1 else alone
+        return _widened(alone, difference, correction.multiple) if correction.num > 1 else alone
 
     def _graders(self, before: str, after: str) -> dict[str, Estimate]:
         """The mean difference in each grader, when there are several."""
@@ -271,7 +273,7 @@ class Table:
 
     def _verdict(self, pair: PairSummary) -> Verdict:
         # testing many pairs for sameness needs its own correction: Bonferroni, for it is rare
-        alpha, shown = (1 - self.level) / pair.num_looks, pair.difference
+        alpha, shown = (1 - self.level) / pair.num_comparisons, pair.difference
         if pair.margin is not None and shown.low is not None and shown.high is not None:
             is_inside = -pair.margin <= shown.low and shown.high <= pair.margin
             if is_inside and pair.equivalence_p is not None and pair.equivalence_p <= alpha:

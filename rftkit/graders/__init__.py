@@ -15,7 +15,13 @@ from rftkit.lazy import lazily
 if TYPE_CHECKING:
     from rftkit.graders.auditing import Audit, audit
     from rftkit.graders.cache import JudgeCache
-    from rftkit.graders.calibrations import Calibration, Standing, judges, read_calibration, stands
+    from rftkit.graders.calibrations import (
+        Calibration,
+        CalibrationStatus,
+        calibration_statuses,
+        judges,
+        read_calibration,
+    )
     from rftkit.graders.closed import AnswerField, answer_fields
     from rftkit.graders.cluster import ClusterGrader, cluster_grader
     from rftkit.graders.embeddings import EmbeddingCall, embedding_call
@@ -37,6 +43,7 @@ __all__ = [
     "AnswerField",
     "Audit",
     "Calibration",
+    "CalibrationStatus",
     "ClusterGrader",
     "CompiledGrader",
     "Completion",
@@ -49,10 +56,10 @@ __all__ = [
     "Limits",
     "Sample",
     "ScriptedJudge",
-    "Standing",
     "Verdict",
     "answer_fields",
     "audit",
+    "calibration_statuses",
     "check_item_paths",
     "cluster_grader",
     "compile_grader",
@@ -69,7 +76,6 @@ __all__ = [
     "reads_sample",
     "recognise",
     "reference_answer",
-    "stands",
     "validate",
     "variables",
 ]
@@ -77,7 +83,13 @@ __all__ = [
 _HOMES = {
     "auditing": ("Audit", "audit"),
     "cache": ("JudgeCache",),
-    "calibrations": ("Calibration", "Standing", "judges", "read_calibration", "stands"),
+    "calibrations": (
+        "Calibration",
+        "CalibrationStatus",
+        "calibration_statuses",
+        "judges",
+        "read_calibration",
+    ),  # fmt: skip
     "closed": ("AnswerField", "answer_fields"),
     "cluster": ("ClusterGrader", "cluster_grader"),
     "embeddings": ("EmbeddingCall", "embedding_call"),

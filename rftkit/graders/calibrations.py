@@ -22,7 +22,10 @@ from rftkit.graders.types import parts, spec_type
 from rftkit.strictjson import parse_strictly
 from rftkit.wording import counted, first_problem
 
-__all__ = ["Calibration", "Standing", "digest", "file_name", "judges", "read_calibration", "stands"]
+__all__ = [
+    "Calibration", "CalibrationStatus", "calibration_statuses", "digest", "file_name", "judges",
+    "read_calibration",
+]  # fmt: skip
 
 OF_NO_REWARD = ("name", "pass_threshold")
 """Keys of a grader that do not change its rewards."""
@@ -93,7 +96,7 @@ _CALIBRATION = TypeAdapter(Calibration)
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class CalibrationStatus:
     """Whether a judge of a job is calibrated."""
 
     key: str
@@ -148,9 +151,9 @@ def read_calibration(content: str | bytes, where: str) -> Calibration:
         raise fail(first_problem(error)) from None
 
 
-def stands(
+def calibration_statuses(
     spec: Mapping[str, Any], known: Iterable[Calibration], floor: float = 0.0
-) -> list[Standing]:
+) -> list[CalibrationStatus]:
     """Whether each judge of a grader is calibrated.
 
     Args:
@@ -164,7 +167,7 @@ def stands(
 
 def _standing(
     key: str, part: Mapping[str, Any], known: Sequence[Calibration], floor: float
-) -> Standing:
+) -> CalibrationStatus:
     name, mine = str(part.get("name") or key or part["type"]), digest(part)
     found = next((each for each in known if each.digest == mine), None)
     if found is None:
@@ -172,11 +175,13 @@ def _standing(
         state: State = "none" if old is None else "expired"
         if needs_group(part):
             why = f"{NOT_CALIBRATED.format(name=name)}, or require no calibration of the job."
-            return Standing(key, name, mine, "none", None, why)
-        return Standing(key, name, mine, state, old, _missing(name, old))
+            return CalibrationStatus(key, name, mine, "none", None, why)
+        return CalibrationStatus(key, name, mine, state, old, _missing(name, old))
     if found.low is None or found.low <= floor:
-        return Standing(key, name, mine, "poor", found, _poor(name, found, floor))
-    return Standing(key, name, mine, "calibrated", found, f"`{name}` is calibrated: {_of(found)}.")
+        return CalibrationStatus(key, name, mine, "poor", found, _poor(name, found, floor))
+    return CalibrationStatus(
+        key, name, mine, "calibrated", found, f"`{name}` is calibrated: {_of(found)}."
+    )
 
 
 def _missing(name: str, old: Calibration | None) -> str:

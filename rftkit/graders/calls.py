@@ -19,7 +19,7 @@ __all__ = ["Abandoned", "Calls", "Work", "calling", "if_abandoned"]
 
 T = TypeVar("T")
 
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _here = threading.local()
 
 
@@ -150,7 +150,7 @@ class Calls:
             yield
 
     def _take_turn(self, results: queue.SimpleQueue[Any]) -> None:
-        while not self._turns.acquire(timeout=_LOOK_SECONDS):
+        while not self._turns.acquire(timeout=_POLL_SECONDS):
             if not results.empty():
                 raise Abandoned("given up")
 

@@ -159,27 +159,27 @@ class CompiledGrader:
         out, and the tokens of the group are counted once.
         """
         usage: Usage = {}
-        told: dict[int, float | Scored | Fault] = {}
+        result: dict[int, float | Scored | Fault] = {}
         there = [g for g, sample in enumerate(samples) if self._fault_of(sample) is None]
         if anchors is None:
             try:
                 texts = [_said(samples[g]) for g in there]
-                told = dict(zip(there, judge.group(texts, item, usage), strict=True))
+                result = dict(zip(there, judge.group(texts, item, usage), strict=True))
             except Exception as error:
-                told = dict.fromkeys(there, _as_fault(error))
+                result = dict.fromkeys(there, _as_fault(error))
         else:
             for g in there:
                 anchor = anchors[g]
                 try:
-                    told[g] = (
+                    result[g] = (
                         judge.against(_said(samples[g]), _said(anchor), item, usage)
                         if self._fault_of(anchor) is None
                         else 1.0  # better than an answer that cannot be scored
                     )
                 except Exception as error:
-                    told[g] = _as_fault(error)
+                    result[g] = _as_fault(error)
         used = {there[0]: usage} if there else {}
-        return [_known(told.get(g), used.get(g)) for g in range(len(samples))]
+        return [_known(result.get(g), used.get(g)) for g in range(len(samples))]
 
     def grade_many(
         self,
@@ -258,10 +258,10 @@ class CompiledGrader:
         for key, score in scores.items():
             usage: Usage = {}
             try:
-                rewards[key], told = _run(score, sample, item, usage)
+                rewards[key], result = _run(score, sample, item, usage)
             except Fault as fault:
-                rewards[key], faults[key], told = None, fault, fault.judged
-            judged |= _under(key, told)
+                rewards[key], faults[key], result = None, fault, fault.judged
+            judged |= _under(key, result)
             now = perf_counter()
             seconds[key] = now - then
             then = now
@@ -420,14 +420,14 @@ def _as_fault(error: Exception) -> Fault:
     return Fault("other_error", f"{type(error).__name__}: {error}")
 
 
-def _known(told: float | Scored | Fault | None, used: Usage | None) -> Score:
+def _known(result: float | Scored | Fault | None, used: Usage | None) -> Score:
     """A leaf whose answer is there already."""
 
     def score(sample: Sample, item: Any, usage: Usage) -> float | Scored:
         usage.update(used or {})
-        if isinstance(told, Fault):
-            raise told
-        return EQUAL if told is None else told
+        if isinstance(result, Fault):
+            raise result
+        return EQUAL if result is None else result
 
     return score
 

@@ -61,7 +61,7 @@ def start(command: list[str], scratch: str, **options: Any) -> subprocess.Popen[
     _starts(os.getpid()).put((future, command, options | {"start_new_session": True}))
     process = future.result()
     try:
-        _watchdog(os.getpid()).tell(process.pid, started_at(process.pid), scratch)
+        _watchdog(os.getpid()).report(process.pid, started_at(process.pid), scratch)
     except BaseException:  # such as too many open files: end the process here
         process.kill()
         process.communicate()
@@ -71,7 +71,7 @@ def start(command: list[str], scratch: str, **options: Any) -> subprocess.Popen[
 
 def ended(process: subprocess.Popen[bytes]) -> None:
     """A process has been waited for: its number may soon be that of another one."""
-    _watchdog(os.getpid()).tell(process.pid)
+    _watchdog(os.getpid()).report(process.pid)
 
 
 class _Watchdog:
@@ -82,7 +82,7 @@ class _Watchdog:
         self._alive: dict[int, tuple[Any, ...]] = {}
         self._pipe = self._spawned()
 
-    def tell(self, pid: int, *rest: str | None) -> None:
+    def report(self, pid: int, *rest: str | None) -> None:
         """Say that a process has started, or without more words that it has ended."""
         with self._lock:
             if rest:

@@ -130,9 +130,9 @@ def ungraded(grades: Sequence[Grade]) -> Verdict | None:
 
 def _details(grade: Grade) -> str:
     """The error, and the sub-grader that reported it."""
-    told = [value for value in grade.errors.values() if isinstance(value, str) and value]
+    messages = [value for value in grade.errors.values() if isinstance(value, str) and value]
     where = f" (in {', '.join(map(repr, grade.sub_errors))})" if grade.sub_errors else ""
-    return "; ".join(told or grade.errors)[:300] + where
+    return "; ".join(messages or grade.errors)[:300] + where
 
 
 def _constant(honest: Sequence[float], rows: Sequence[Tried]) -> Verdict | None:

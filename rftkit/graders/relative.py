@@ -170,18 +170,18 @@ def disagreement(groups: Sequence[Sequence[Mapping[str, Any]]]) -> float | None:
     found = [
         _opposed(one, other)
         for group in groups
-        for told in [_compared(group)]
-        for n, one in enumerate(told)
-        for other in told[:n]
+        for scored in [_compared(group)]
+        for n, one in enumerate(scored)
+        for other in scored[:n]
     ]
     return statistics.fmean(found) if found else None
 
 
 def _compared(group: Sequence[Mapping[str, Any]]) -> list[Sequence[float]]:
     """The scores of each text of a group; its calls and its places in them are its own."""
-    told = [each for each in group if each.get("scores") and "anchor" not in each]
-    places = [(*each.get("calls", ()), *each["positions"]) for each in told]
-    return list(dict(zip(places, (each["scores"] for each in told), strict=True)).values())
+    scored = [each for each in group if each.get("scores") and "anchor" not in each]
+    places = [(*each.get("calls", ()), *each["positions"]) for each in scored]
+    return list(dict(zip(places, (each["scores"] for each in scored), strict=True)).values())
 
 
 def _opposed(one: Sequence[float], other: Sequence[float]) -> float:
@@ -247,13 +247,13 @@ def _rounds(texts: Sequence[str], size: int) -> tuple[list[list[str]], list[list
     return first, [part[::-1] for part in second]
 
 
-_Told = tuple[float, str, int]
+_Verdict = tuple[float, str, int]
 """Score, reason and place of an answer in one call."""
 
 
-def _joined(asked: Sequence[Sequence[Mapping[str, _Told]]]) -> dict[str, Scored]:
+def _joined(asked: Sequence[Sequence[Mapping[str, _Verdict]]]) -> dict[str, Scored]:
     """The mean of the two scores of each text."""
-    rounds = [{text: told for part in parts for text, told in part.items()} for parts in asked]
+    rounds = [{text: scored for part in parts for text, scored in part.items()} for parts in asked]
     found = {}
     for text in rounds[0]:
         scores, reasons, positions = zip(*(each[text] for each in rounds), strict=True)
@@ -264,7 +264,7 @@ def _joined(asked: Sequence[Sequence[Mapping[str, _Told]]]) -> dict[str, Scored]
     return found
 
 
-def _levelled(asked: Sequence[Sequence[Mapping[str, _Told]]]) -> dict[str, Scored]:
+def _levelled(asked: Sequence[Sequence[Mapping[str, _Verdict]]]) -> dict[str, Scored]:
     """The scores without each call's tendency to score too high or too low (least squares)."""
     import numpy as np
 
@@ -280,7 +280,10 @@ def _levelled(asked: Sequence[Sequence[Mapping[str, _Told]]]) -> dict[str, Score
     offsets = np.linalg.lstsq(shared, apart, rcond=None)[0].reshape(2, num)
     level = [
         [
-            {text: (told[0] - float(offset), told[1], told[2]) for text, told in part.items()}
+            {
+                text: (scored[0] - float(offset), scored[1], scored[2])
+                for text, scored in part.items()
+            }
             for part, offset in zip(parts, of_round, strict=True)
         ]
         for parts, of_round in zip(asked, offsets, strict=True)

@@ -151,7 +151,7 @@ def criterion_columns(judged: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict
     Args:
         judged: of each grade (`Grade.judged`).
     """
-    told = [
+    verdicts = [
         {
             f"criterion/{key}/{name}" if key else f"criterion/{name}": each["met"]
             for key, said in of_grade.items()
@@ -160,12 +160,12 @@ def criterion_columns(judged: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict
         }
         for of_grade in judged
     ]
-    names = dict.fromkeys(name for each in told for name in each)
+    names = dict.fromkeys(name for each in verdicts for name in each)
     # rows with criteria of their own would make a table of empty cells
     if len(names) > MAX_CRITERIA:
         return {}
     return {
-        name: [None if (met := each.get(name)) is None else float(met) for each in told]
+        name: [None if (met := each.get(name)) is None else float(met) for each in verdicts]
         for name in names
     }
 

@@ -63,7 +63,7 @@ def import_account(
     since: datetime | None = None,
     dry_run: bool = False,
     workers: int = 8,
-    say: Callable[[str], None] = print,
+    on_progress: Callable[[str], None] = print,
 ) -> Summary:
     """Save what the account holds into `folder`, or resume an earlier import.
 
@@ -74,7 +74,7 @@ def import_account(
         since: Leave out what was created earlier.
         dry_run: Read and show the lists, write nothing.
         workers: Objects fetched at a time.
-        say: Gets the lines for the user.
+        on_progress: Gets the lines for the user.
 
     Raises:
         InputError: The key, the URL or the folder is wrong; nothing was written.
@@ -91,14 +91,14 @@ def import_account(
     finished = None
     try:
         with ThreadPoolExecutor(workers) as pool, _stopping(remote, pool):
-            found = _look(context, set(only), since, pool)
+            found = _read_lists(context, set(only), since, pool)
             damaged = dump.damaged()
             due = [
                 each
                 for each in found.objects
                 if each.key in damaged or not _is_complete(dump, each)
             ]
-            say(overview(found, account, len(due)))
+            on_progress(overview(found, account, len(due)))
             if not dry_run:
                 dump.write("README.txt", LAYOUT.encode())
                 _fetch(context, due, pool)
@@ -131,7 +131,7 @@ def _check_same_account(dump: Dump, account: dict[str, str]) -> None:
             )
 
 
-def _look(
+def _read_lists(
     context: SaveContext, only: set[str], since: datetime | None, pool: ThreadPoolExecutor
 ) -> Survey:
     return survey(

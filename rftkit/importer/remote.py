@@ -70,7 +70,7 @@ class Remote:
         self,
         origin: Origin,
         *,
-        say: Callable[[str], None],
+        on_progress: Callable[[str], None],
         timeout_seconds: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] | None = None,
@@ -82,7 +82,7 @@ class Remote:
         self.num_requests = 0
         self._client = connect(origin, timeout_seconds=timeout_seconds)
         self._headers = {"Authorization": openai.Omit()} if origin.is_azure else {}
-        self._say = say
+        self._report = on_progress
         self._clock = clock
         self._stop = threading.Event()
         self._sleep = sleep or self._stop.wait
@@ -202,7 +202,9 @@ class Remote:
             is_news = opens > self._open_at + 1.0
             self._open_at = max(self._open_at, opens)
         if is_news and trouble.retry_after >= 1.0:
-            self._say(f"{trouble.reason}; waiting {trouble.retry_after:.0f} s as the service asks")
+            self._report(
+                f"{trouble.reason}; waiting {trouble.retry_after:.0f} s as the service asks"
+            )
 
     def _given_up(self, trouble: _Trouble, tries: int) -> Exception:
         reason = trouble.reason

@@ -166,11 +166,11 @@ def _below(client: OpenAI, known: Mapping[str, Json], job_id: str, depth: int) -
 
 
 def _made(
-    job: Json, origin: Origin | None, changes: tuple[str, ...], depth: int, told: list[Event]
+    job: Json, origin: Origin | None, changes: tuple[str, ...], depth: int, job_events: list[Event]
 ) -> Branch:
     rewards: dict[int, float] = {}
     alarms = []
-    for event in told:
+    for event in job_events:
         data = event.get("data") or {}
         if event.get("type") == "metrics" and data.get("step") is not None:
             reward = step_metrics(data)["valid_reward_mean"]

@@ -213,12 +213,12 @@ def error_of(job: FineTuningJob) -> str | None:
     return f"{error.message or error.code}{where}"
 
 
-def waits_for(told: Sequence[Event]) -> str:
+def waits_for(job_events: Sequence[Event]) -> str:
     """What a job in the queue waits for, as its newest event says; empty when for no other job.
 
-    `told` are its events, oldest first.
+    `job_events` are its events, oldest first.
     """
-    info = (each for each in reversed(told) if each.get("level", "info") == "info")
+    info = (each for each in reversed(job_events) if each.get("level", "info") == "info")
     newest = next(info, None)
     if newest is None or not (newest.get("data") or {}).get("waits_for"):
         return ""

@@ -180,16 +180,16 @@ def judge_frame(events: Iterable[Event]) -> pd.DataFrame:
     rows = []
     for step, data in _steps(events):
         for line in _graders(data, "scores"):
-            told: dict[str, Any] = {"step": step, "grader": line["name"]}
+            entry: dict[str, Any] = {"step": step, "grader": line["name"]}
             for name, value in line.items():
                 split, _, figure = name.partition("_")
                 if figure in JUDGE_FIGURES and value is not None:
-                    rows.append({**told, "split": split, "figure": figure, "number": value})
+                    rows.append({**entry, "split": split, "figure": figure, "number": value})
             criteria = line.get("criteria") or ()
             for name, each in zip(criterion_names(criteria), criteria, strict=True):
-                told |= {"criterion": name, "check": each["check"], "required": each["required"]}
+                entry |= {"criterion": name, "check": each["check"], "required": each["required"]}
                 rows += [
-                    {**told, "split": split, "figure": "met", "number": each[f"{split}_met_mean"]}
+                    {**entry, "split": split, "figure": "met", "number": each[f"{split}_met_mean"]}
                     for split in ("train", "valid")
                     if each.get(f"{split}_met_mean") is not None
                 ]

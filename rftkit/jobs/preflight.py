@@ -178,12 +178,12 @@ def check_calibration(client: OpenAI, grader: Mapping[str, Any], floor: float = 
         grader: as on the wire.
         floor: the lower end of the agreement's interval must be above this.
     """
-    from rftkit.graders import judges, stands, validate
+    from rftkit.graders import calibration_statuses, judges, validate
 
     spec = validate(grader)
     if not judges(spec):
         return Check("calibration", "ok", "the grader asks no model")
-    found = stands(spec, _calibrations(client), floor)
+    found = calibration_statuses(spec, _calibrations(client), floor)
     details = tuple(each.message for each in found)
     if bad := [each.message for each in found if each.state != "calibrated"]:
         return Check("calibration", "warning", bad[0], details)

@@ -83,10 +83,10 @@ class Sender:
     """One tracker, its queue, and the thread that empties it."""
 
     def __init__(
-        self, kind: str, open_sink: Callable[[], Sink], say: Callable[[str], None]
+        self, kind: str, open_sink: Callable[[], Sink], warn: Callable[[str], None]
     ) -> None:
         """`open_sink` may take its time and may fail; `say` is called with the first failure."""
-        self._kind, self._open, self._say = kind, open_sink, say
+        self._kind, self._open, self._warn = kind, open_sink, warn
         self._actions: deque[Action] = deque()
         self._changed = threading.Condition()
         self._ends_at: float | None = None
@@ -112,7 +112,7 @@ class Sender:
         with self._changed:
             lost = len(self._actions) + self._num_dropped
         if lost:
-            self._say(f"{self._kind}: {lost} updates were not sent")
+            self._warn(f"{self._kind}: {lost} updates were not sent")
         return lost
 
     def _work(self) -> None:
@@ -126,7 +126,7 @@ class Sender:
                 failures += 1
                 if failures == 1:
                     reason = " ".join(str(error).split())[:300] or type(error).__name__
-                    self._say(
+                    self._warn(
                         f"{self._kind} does not take what it is sent: {reason}. It is tried again"
                     )
                 if not self._paused(backoff_seconds(failures, FIRST_PAUSE, LONGEST_PAUSE)):
@@ -168,7 +168,7 @@ class Tracked:
         self,
         client: OpenAI,
         integrations: Iterable[Mapping[str, Any]],
-        say: Callable[[str], None],
+        warn: Callable[[str], None],
         report: Callable[[str, Path], Path] | None = None,
     ) -> None:
         """A job that is known with its first update.
@@ -176,10 +176,10 @@ class Tracked:
         Args:
             client: where the job is.
             integrations: entries as `rftkit.integrations` checks them.
-            say: called once with a tracker that is down.
+            warn: called once with a tracker that is down.
             report: makes the report of a job, by its id, in a folder; None: no report is sent.
         """
-        self._client, self._say, self._report = client, say, report
+        self._client, self._warn, self._report = client, warn, report
         self._integrations = list(integrations)
         self._senders: dict[str, Sender] = {}
         self._places: dict[str, Path] = {}
@@ -214,7 +214,7 @@ class Tracked:
             self._places[kind] = folder / f"{job.id}-{kind}.json"
             self._last[kind] = _last_step(self._places[kind])
             open_sink = functools.partial(OPENERS[kind], job, options)
-            self._senders[kind] = Sender(kind, open_sink, self._say)
+            self._senders[kind] = Sender(kind, open_sink, self._warn)
 
     def _take(self, event: Event) -> None:
         data = event.get("data") or {}
@@ -251,7 +251,7 @@ class Tracked:
         try:
             return self._report(job_id, settings.home() / "trackers")
         except Exception as error:  # a report runs a notebook, which can fail in any way
-            self._say(f"the report was not made and not sent: {error}")
+            self._warn(f"the report was not made and not sent: {error}")
             return None
 
 

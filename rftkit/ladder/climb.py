@@ -39,7 +39,7 @@ __all__ = ["answers_path", "climb"]
 
 LISTED_JOBS = 200
 """The newest jobs among which those of a ladder are looked for."""
-Say = Callable[[str], None]
+OnProgress = Callable[[str], None]
 Follow = Callable[[], Callable[[jobs.Update], None]]
 
 
@@ -53,11 +53,11 @@ class _Climb:
         plan: Plan,
         rungs: Sequence[str],
         state: State,
-        say: Say,
+        on_progress: OnProgress,
         follow: Follow | None,
     ) -> None:
         self.client, self.data, self.plan, self.rungs = client, data, plan, rungs
-        self.state, self.say, self.follow = state, say, follow
+        self.state, self.on_progress, self.follow = state, on_progress, follow
         self.test = rows_of(data.test)
         self.is_platform = "plan" in jobs.abilities(client)
         """Whether the service measures supervised and dpo jobs with a grader."""
@@ -80,7 +80,7 @@ class _Climb:
         if known is None or known.key != key:
             known = self.state.put(RungState(rung, key, parent))
         if known.is_done and saved_runs.find(known.run or "") is not None:
-            self.say(f"{LABELS[rung]}: found again")
+            self.on_progress(f"{LABELS[rung]}: found again")
             return known
         try:
             self._make(rung)
@@ -91,7 +91,7 @@ class _Climb:
             if error.status_code not in (400, 403, 404, 422):
                 raise
             reason = api_message(error) or str(error)
-        self.say(f"{LABELS[rung]}: {reason}")
+        self.on_progress(f"{LABELS[rung]}: {reason}")
         return self.state.update(rung, error=reason.partition("\n")[0])
 
     def _make(self, rung: str) -> None:
@@ -109,7 +109,7 @@ class _Climb:
         """Run a rung's model on the test rows, and save the answers."""
         known = self.state.rungs[rung]
         assert known.model is not None
-        self.say(f"{LABELS[rung]}: {len(self.test)} test rows …")
+        self.on_progress(f"{LABELS[rung]}: {len(self.test)} test rows …")
         found = self.task.run(
             known.model,
             self.test,
@@ -123,7 +123,7 @@ class _Climb:
     # the prompt
 
     def _find_prompt(self) -> None:
-        self.say("prompt: searching …")
+        self.on_progress("prompt: searching …")
         name = self.plan.reflection_model
         search = optimize_prompt(
             self.task,
@@ -133,7 +133,7 @@ class _Climb:
             reflect=reflect_with(judge_client(), name) if name else None,
             budget=self.plan.budget,
             seed=self.plan.seed,
-            say=lambda line: self.say(f"prompt: {line}"),
+            on_progress=lambda line: self.on_progress(f"prompt: {line}"),
         )
         path = self.state.path.with_name(f"{self.state.path.stem}-prompt.json")
         search.write(path, model=self.plan.model, data=self.data.name)
@@ -177,14 +177,14 @@ class _Climb:
             metadata = job.metadata or {}
             is_same = (metadata.get("ladder"), metadata.get("rung")) == (known.key, known.rung)
             if is_same and str(job.status) not in ("failed", "cancelled"):
-                self.say(f"{LABELS[known.rung]}: {job.id} found again")
+                self.on_progress(f"{LABELS[known.rung]}: {job.id} found again")
                 return job
         return None
 
     def _create(self, rung: str, model: str) -> FineTuningJob:
         method = METHODS[rung]
         measured = method == "reinforcement" or self.is_platform
-        self.say(f"{LABELS[rung]}: making the files of its job …")
+        self.on_progress(f"{LABELS[rung]}: making the files of its job …")
         files = self.files.of(method, model)
         cost = files.cost or Cost()
         self.state.update(rung, notes=files.notes, seconds=cost.seconds, tokens=cost.tokens)
@@ -201,7 +201,7 @@ class _Climb:
             seed=self.plan.seed,
             metadata=self._metadata(rung),
         )
-        self.say(f"{LABELS[rung]}: {job.id} from {model}")
+        self.on_progress(f"{LABELS[rung]}: {job.id} from {model}")
         return job
 
     def _metadata(self, rung: str) -> dict[str, str]:
@@ -231,7 +231,7 @@ def climb(
     rungs: Sequence[str],
     state_path: str | Path,
     *,
-    say: Say = print,
+    on_progress: OnProgress = print,
     follow: Follow | None = None,
 ) -> State:
     """Do every rung that is not done, and keep what is known in a file.
@@ -243,7 +243,7 @@ def climb(
         rungs: From `rungs_for`.
         state_path: The JSON file that keeps the finished rungs; `rftkit.ladder.read` makes the
             comparison of it.
-        say: Called with each line of progress.
+        on_progress: Called with each line of progress.
         follow: Makes, for each job, what is called with its updates, such as `jobs.Progress`.
 
     Raises:
@@ -260,7 +260,7 @@ def climb(
         "plan": asdict(plan),
         "rungs": list(rungs),
     }
-    doing = _Climb(client, data, plan, rungs, state, say, follow)
+    doing = _Climb(client, data, plan, rungs, state, on_progress, follow)
     for rung in rungs:
         doing.do(rung)
     return state

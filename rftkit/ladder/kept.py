@@ -64,13 +64,13 @@ class Kept:
             append_json(self.path, {KEY: key, VALUE: value})
 
 
-def open_kept(path: Path, purpose: Facts, say: Callable[[str], None]) -> Kept:
+def open_kept(path: Path, purpose: Facts, on_progress: Callable[[str], None]) -> Kept:
     """Open the file of a search, or begin one.
 
     Args:
         path: The file; it need not exist.
         purpose: What decides the answers, by the names that people know it by.
-        say: Told whether the search resumes, or begins anew because its purpose changed.
+        on_progress: Gets whether the search resumes, or begins anew because its purpose changed.
 
     Raises:
         InputError: There is a file that is not of a search.
@@ -86,11 +86,13 @@ def open_kept(path: Path, purpose: Facts, say: Callable[[str], None]) -> Kept:
     if wanted not in known:
         if known:
             names = [each for each in {**known[-1], **wanted} if _differs(known[-1], wanted, each)]
-            say(f"Starting anew, because of other settings than in {path.name}: {listed(names)}.")
+            on_progress(
+                f"Starting anew, because of other settings than in {path.name}: {listed(names)}."
+            )
         append_json(path, {PURPOSE: wanted})
     kept = Kept(path, f"{_digest(json.dumps(wanted, sort_keys=True))[:8]}-")
     if kept.num_known:
-        say(f"Resuming: {path.name} has {kept.num_known:,} answers already.")
+        on_progress(f"Resuming: {path.name} has {kept.num_known:,} answers already.")
     return kept
 
 

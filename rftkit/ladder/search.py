@@ -33,7 +33,7 @@ __all__ = ["Budget", "Candidate", "PromptSearch", "optimize_prompt"]
 
 START = "as it is"
 """The label of the prompt that the rows have already."""
-Say = Callable[[str], None]
+OnProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def optimize_prompt(
     reflect: Reflect | None = None,
     budget: Budget = Budget(),
     seed: int = 1,
-    say: Say = lambda line: None,
+    on_progress: OnProgress = lambda line: None,
 ) -> PromptSearch:
     """Search for a prompt that earns a higher reward.
 
@@ -141,7 +141,7 @@ def optimize_prompt(
         reflect: Asks a reflection model (`reflect_with`); None for examples alone.
         budget: How much to try.
         seed: Of the draws.
-        say: Called with each line of progress.
+        on_progress: Called with each line of progress.
 
     Raises:
         InputError: There are too few rows, or nothing to try.
@@ -160,7 +160,7 @@ def optimize_prompt(
     rest = [row for row in train if row not in measured]
     prompts = {START: start}
     if reflect is not None:
-        say("Rewriting the system text …")
+        on_progress("Rewriting the system text …")
         texts = rewritten(
             task, model, rest, measured, start, reflect,
             max_answers=budget.reflection_answers, seed=seed,
@@ -177,10 +177,10 @@ def optimize_prompt(
             "there is nothing to try: no training row has a reference answer to make examples of; "
             "give a reflection model (--reflection-model), or rows with a `reference_answer`"
         )
-    say(f"{len(prompts)} prompts on {len(measured)} training rows …")
+    on_progress(f"{len(prompts)} prompts on {len(measured)} training rows …")
     first = _compared(task, model, measured, prompts)
     finalists = _best(first, list(prompts), budget.finalists)
-    say(f"{len(finalists)} of them on {len(valid)} validation rows …")
+    on_progress(f"{len(finalists)} of them on {len(valid)} validation rows …")
     final = _compared(task, model, valid, {label: prompts[label] for label in finalists})
     chosen = max(finalists, key=lambda label: (_mean(final, label), label == START))
     return PromptSearch(

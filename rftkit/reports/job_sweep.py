@@ -44,7 +44,7 @@ def sweep_jobs(
     /,
     *,
     processes: int | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[str], None] = lambda line: None,
     csv: bool = False,
     timeout_seconds: int = 600,
     parameters: Mapping[str, Any] | None = None,
@@ -60,7 +60,7 @@ def sweep_jobs(
             folder with them or the name of a bundled dataset.
         out: The folder of the pages; a second start resumes with its jobs.
         processes: How many reports to make at a time; default one for each core.
-        say: Gets a line for every job and report.
+        on_progress: Gets a line for every job and report.
         csv: Write full tables beside each page.
         timeout_seconds: Limit for each cell.
         parameters: Parameters of the notebook for all jobs, by name.
@@ -81,9 +81,18 @@ def sweep_jobs(
     runs = planned([(each, report) for each in found.settings], map(content_of, given))
     options = {"csv": csv, "timeout_seconds": timeout_seconds}
     with ledger(out, source.stem, runs) as book:
-        _create(client, book, dict(zip([each.key for each in runs], given, strict=True)), say)
-        make_all(book, source, _ended(client, book, values), options, processes=processes, say=say)
-        _compare(book, client, say)
+        _create(
+            client, book, dict(zip([each.key for each in runs], given, strict=True)), on_progress
+        )
+        make_all(
+            book,
+            source,
+            _ended(client, book, values),
+            options,
+            processes=processes,
+            on_progress=on_progress,
+        )
+        _compare(book, client, on_progress)
     return Sweep(Path(out) / "index.html", tuple(book.runs))
 
 
@@ -143,7 +152,7 @@ def _check_settings(hyperparameters: Json, metadata: Json) -> None:
 
 
 def _create(
-    client: OpenAI, book: Ledger, given: Mapping[str, Json], say: Callable[[str], None]
+    client: OpenAI, book: Ledger, given: Mapping[str, Json], on_progress: Callable[[str], None]
 ) -> None:
     from rftkit import datasets, jobs
 
@@ -152,7 +161,7 @@ def _create(
         if each.job_id is not None and (lost := _lost(client, each.job_id)) is None:
             continue
         if each.job_id is not None:
-            say(f"{each.job_id}  {lost}: it is created again")
+            on_progress(f"{each.job_id}  {lost}: it is created again")
         fields = dict(given[each.key])
         for name in FILES:
             path = str(fields.pop(name))
@@ -162,7 +171,7 @@ def _create(
             fields["training_file" if name == "train" else "validation_file"] = uploaded[path]
         job = jobs.create(client, **fields)
         book.put(replace(each, job_id=job.id))
-        say(f"{job.id}  created for {_settings_text(each.settings)}")
+        on_progress(f"{job.id}  created for {_settings_text(each.settings)}")
 
 
 def _lost(client: OpenAI, job_id: str) -> str | None:
@@ -194,7 +203,7 @@ def _ended(
         yield each, parameters | {"job_id": each.job_id, "base_url": str(client.base_url)}, failure
 
 
-def _compare(book: Ledger, client: OpenAI, say: Callable[[str], None]) -> None:
+def _compare(book: Ledger, client: OpenAI, on_progress: Callable[[str], None]) -> None:
     """One page over all jobs that succeeded."""
     trained = [each.job_id for each in book.runs if each.status == "done"]
     if not trained:
@@ -208,7 +217,7 @@ def _compare(book: Ledger, client: OpenAI, say: Callable[[str], None]) -> None:
         )
         book.verdict = (read_summary(book.folder / COMPARISON) or {}).get("sentence", "")
     except ReportError as error:
-        say(f"{COMPARISON}  failed: {error}")
+        on_progress(f"{COMPARISON}  failed: {error}")
     book.comparison = COMPARISON
     book.write()
 

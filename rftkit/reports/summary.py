@@ -83,8 +83,8 @@ def _grader_verdict(events: Iterable[dict[str, Any]]) -> str | None:
 def _uncalibrated(events: Iterable[dict[str, Any]]) -> str | None:
     """The job's own warnings about judges that were never compared with people's labels."""
     found = ((event.get("data") or {}).get("calibration") for event in events)
-    standings: list[dict[str, Any]] = next((each for each in found if each), [])
-    bad = [each["message"] for each in standings if each["state"] != "calibrated"]
+    statuses: list[dict[str, Any]] = next((each for each in found if each), [])
+    bad = [each["message"] for each in statuses if each["state"] != "calibrated"]
     return " ".join(bad) or None
 
 

@@ -51,7 +51,7 @@ def sweep(
     /,
     *,
     processes: int | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[str], None] = lambda line: None,
     csv: bool = False,
     timeout_seconds: int = 600,
     parameters: Mapping[str, Any] | None = None,
@@ -68,7 +68,7 @@ def sweep(
         grid: Path of a YAML file, or its content; see `rftkit.reports.grid`.
         out: The folder of the pages.
         processes: How many reports to make at a time; default one for each core.
-        say: Gets a line after every run.
+        on_progress: Gets a line after every run.
         csv: Write full tables beside each page.
         timeout_seconds: Limit for each cell.
         parameters: Parameters of the notebook for all runs, by name.
@@ -95,7 +95,7 @@ def sweep(
     options = {"csv": csv, "timeout_seconds": timeout_seconds}
     with ledger(out, source.stem, runs) as book:
         todo = ((run, common | run.settings, None) for run in book.todo)
-        make_all(book, source, todo, options, processes=processes, say=say)
+        make_all(book, source, todo, options, processes=processes, on_progress=on_progress)
     return Sweep(Path(out) / "index.html", tuple(book.runs))
 
 
@@ -106,7 +106,7 @@ def make_all(
     options: Json,
     *,
     processes: int | None,
-    say: Callable[[str], None],
+    on_progress: Callable[[str], None],
 ) -> None:
     """Make reports, several at a time.
 
@@ -116,11 +116,11 @@ def make_all(
         todo: Runs with the notebook's parameters, and the reason if a run has failed already.
         options: Options of `reports.run`.
         processes: How many reports to make at a time; default one for each core.
-        say: Gets a line after every run.
+        on_progress: Gets a line after every run.
     """
     total = len(book.runs)
     if kept := total - len(book.todo):
-        say(f"{kept} of {total} runs are done already")
+        on_progress(f"{kept} of {total} runs are done already")
     workers = [_Worker() for _ in range(min(processes or os.cpu_count() or 1, len(book.todo)))]
     free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     for worker in workers:
@@ -139,7 +139,7 @@ def make_all(
             free.put(worker)
         ended = sum(each.status in ("done", "failed") for each in book.runs)
         outcome = f"failed: {made.error}" if made.error else f"{made.seconds:.1f} s"
-        say(f"{ended} of {total}  {made.page}  {outcome}")
+        on_progress(f"{ended} of {total}  {made.page}  {outcome}")
 
     pool = ThreadPoolExecutor(max(1, len(workers)))
     try:

@@ -28,8 +28,8 @@ def alarms(events: Iterable[dict[str, Any]]) -> Html:
         events: of one job.
     """
     story = story_of(events)
-    standings = story.alarms.standings
-    if not standings:
+    statuses = story.alarms.statuses
+    if not statuses:
         return note("This job reports no figures that alarms could watch.")
     most, rate = threshold(story.alarms.rate), story.alarms.rate
     said = (
@@ -37,7 +37,7 @@ def alarms(events: Iterable[dict[str, Any]]) -> Html:
         f"figure rises more than the reward explains. An alarm needs evidence of {most:,.0f}, and "
         "a rise that is large enough to matter."
     )
-    rows = [_record(each) for each in standings]
+    rows = [_record(each) for each in statuses]
     raised = [row for row in rows if row["state"] != "no"]
     words = [f"alarm: {row['watched']}, {row['state']}" for row in raised] or ["no alarm"]
     shown = table(rows, COLUMNS, noun="figure")

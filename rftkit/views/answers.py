@@ -188,8 +188,8 @@ def grade_notes(grade: dict[str, Any], *, truncated: bool = False) -> Html:
         )
     for name, reward in (grade.get("sub_rewards") or {}).items():
         lines.append(f"{name} {number(reward, 2)} {_mark(reward)}")
-    for key, told in (grade.get("judged") or {}).items():
-        lines += judged_lines(told, key)
+    for key, verdict in (grade.get("judged") or {}).items():
+        lines += judged_lines(verdict, key)
     for flag, value in (grade.get("errors") or {}).items():
         if value:
             lines.append(flag.replace("_", " ") if value is True else f"{flag}: {value}")

@@ -143,8 +143,8 @@ def grader_means(comparison: Comparison) -> Html:
 
 def pair_facts(pair: PairSummary, jumps: Jumps) -> Html:
     """Two runs compared: difference, tests, and the smallest detectable difference."""
-    many = pair.num_looks > 1
-    adjusted = f", adjusted for {counted(pair.num_looks, 'comparison')}" if many else ""
+    many = pair.num_comparisons > 1
+    adjusted = f", adjusted for {counted(pair.num_comparisons, 'comparison')}" if many else ""
     facts = [
         ("rows graded in both runs", f"{pair.num_rows:,}"),
         (f"mean difference{adjusted}", _change(pair.difference)),

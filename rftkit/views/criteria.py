@@ -55,11 +55,11 @@ def criteria(events: Iterable[dict[str, Any]], *, training: StepJumps | None = N
     """
     from rftkit.jobs.metrics import judge_frame
 
-    told = judge_frame(events)
-    if not len(told):
+    frame = judge_frame(events)
+    if not len(frame):
         return note("No judge of this job reports criteria or comparisons.")
-    met = told[told["figure"] == "met"]
-    panels = [*_figures(told), *_of_criteria(met)]
+    met = frame[frame["figure"] == "met"]
+    panels = [*_figures(frame), *_of_criteria(met)]
     charts, zero = drawn(leading(panels, _link(training)))
     left = met.groupby(["grader", "criterion"]).ngroups - MOST_PANELS
     more = f"{left} more criteria are in the table only." if left > 0 else ""
@@ -78,11 +78,11 @@ def _link(training: StepJumps | None) -> Any:
     return link
 
 
-def _figures(told: pd.DataFrame) -> list[Panel]:
+def _figures(frame: pd.DataFrame) -> list[Panel]:
     """For each grader: the shares of criteria met in training, and how consistent its comparisons
     are.
     """
-    trained = told[told["split"] == "train"]
+    trained = frame[frame["split"] == "train"]
     panels = []
     for title, names, is_share in (
         ("criteria met, %", SHARES, True),

@@ -147,13 +147,13 @@ def audited(frame: Any, findings: Sequence[str], num_rows: int) -> Html:
         }
         for line in frame.to_dict("records")
     ]
-    told = html_each('<li><span class="rk-warn">!</span> {}</li>', findings) or Html(
+    items = html_each('<li><span class="rk-warn">!</span> {}</li>', findings) or Html(
         '<li><span class="rk-good">✓</span> no cheat pays</li>'
     )
     caption = f"What the grader rewards, {num_rows} rows"
     shown = table(rows, caption=caption, noun="answer")
     plain = "\n".join([caption, *(findings or ["no cheat pays"])])
-    return join([shown, wrap(html('<ul class="rk-plain">{}</ul>', told))], plain)
+    return join([shown, wrap(html('<ul class="rk-plain">{}</ul>', items))], plain)
 
 
 def spec_problem(problem: str, words: str) -> Html:
@@ -166,10 +166,10 @@ def spec_problem(problem: str, words: str) -> Html:
     """
     found = re.search(r"\bline (\d+)", problem)
     shown = _numbered(_source_in(words, problem) or words, int(found[1])) if found else Html()
-    told = f"! {problem}"
+    message = f"! {problem}"
     return wrap(
-        html('<div class="rk-alert" role="alert"><strong>{}</strong>{}</div>', told, shown),
-        plain=told,
+        html('<div class="rk-alert" role="alert"><strong>{}</strong>{}</div>', message, shown),
+        plain=message,
     )
 
 
@@ -304,7 +304,7 @@ def _filled(each: Mapping[str, Any]) -> Html:
 
 def _judged(judged: Mapping[str, Any]) -> Html:
     """What judges said besides their numbers."""
-    lines = [line for key, told in judged.items() for line in judged_lines(told, key)]
+    lines = [line for key, verdict in judged.items() for line in judged_lines(verdict, key)]
     items = html_each("<li>{}</li>", lines)
     if not items:
         return Html()

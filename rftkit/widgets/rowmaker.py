@@ -151,13 +151,13 @@ class RowMaker(Panel):
 
     def _build(self) -> Sequence[ipywidgets.Widget]:
         names = self._names()
-        self._said = ipywidgets.Textarea(
+        self._prompt = ipywidgets.Textarea(
             description="Prompt", continuous_update=False, rows=3, **_wide()
         )
         self._answers = ipywidgets.SelectMultiple(
             options=names, description="Answer", rows=min(8, len(names)), **_wide()
         )
-        self._told = ipywidgets.Textarea(
+        self._system = ipywidgets.Textarea(
             description="Instructions", continuous_update=False, rows=2, **_wide()
         )
         self._path = ipywidgets.Text(description="File", continuous_update=False, **_wide())
@@ -169,8 +169,8 @@ class RowMaker(Panel):
         )
         self._go = self._button("Write the rows", self._press_write, button_style="primary")
         self._top, self._view, self._done = self._html(), self._html(), self._html()
-        self._bind("prompt", self._said)
-        self._bind("system", self._told)
+        self._bind("prompt", self._prompt)
+        self._bind("system", self._system)
         self._bind("target", self._path)
         self._bind("folder", self._folder)
         self._answers.observe(
@@ -184,7 +184,7 @@ class RowMaker(Panel):
                 ", ".join(f"{{{name}}}" for name in names),
             )
         )
-        fields = [self._said, self._answers, self._told, self._path, self._folder, self._go]
+        fields = [self._prompt, self._answers, self._system, self._path, self._folder, self._go]
         return [self._top, *fields, self._done, self._view]
 
     def _press_write(self) -> None:

@@ -129,7 +129,7 @@ def raised(
         for each in alarms:
             each.add(step, STEPS, given)
     found = [{e.alarm["name"]: e.alarm["step"] for e in each.raised if e.alarm} for each in alarms]
-    peak = max(each.evidence for each in alarms[0].standings)
+    peak = max(each.evidence for each in alarms[0].statuses)
     return found, [peak >= threshold(rate) for rate in RATES]
 
 

@@ -57,7 +57,7 @@ Way = Callable[[ServingEngine, list[SampleRequest], list[Heard]], None]
 def _finish(*samplings: Sampling) -> None:
     left = list(samplings)
     while left:
-        left = [each for each in left if each.go_on(TURN_SECONDS, lambda: False)]
+        left = [each for each in left if each.advance(TURN_SECONDS, lambda: False)]
 
 
 def together(engine: ServingEngine, requests: list[SampleRequest], heard: list[Heard]) -> None:
@@ -65,7 +65,7 @@ def together(engine: ServingEngine, requests: list[SampleRequest], heard: list[H
     sampling = engine.begin(None)
     for number, each in enumerate(zip(requests, heard, strict=True)):
         sampling.join(number, *each)
-        sampling.go_on(0.0, lambda: False)
+        sampling.advance(0.0, lambda: False)
     _finish(sampling)
 
 

@@ -79,7 +79,7 @@ def test_the_whole_story(served: Served, told: list[str], tmp_path: Path) -> Non
     thread = play(
         served, lambda job: store.update_job(job, status="succeeded", fine_tuned_model=TUNED)
     )
-    result = demo.run("tiny_copy", seed=4, out=tmp_path / "out", say=told.append)
+    result = demo.run("tiny_copy", seed=4, out=tmp_path / "out", on_progress=told.append)
     thread.join()
 
     assert result["seed"] == 4
@@ -113,7 +113,7 @@ def test_interrupted_it_says_how_to_come_back(
 
     monkeypatch.setattr(jobs, "wait", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        demo.run("tiny_copy", out=tmp_path, say=told.append)
+        demo.run("tiny_copy", out=tmp_path, on_progress=told.append)
     [job] = served.client.fine_tuning.jobs.list().data
     assert job.status not in ("failed", "cancelled")
     assert f"rftkit job watch {job.id}" in told[-1]
@@ -126,7 +126,7 @@ def test_a_job_without_a_model_ends_it(
 ) -> None:
     thread = play(served, lambda job: served.platform.store.update_job(job, status=status))
     with pytest.raises(JobFailedError, match=status):
-        demo.run("tiny_copy", out=tmp_path / "out", say=told.append)
+        demo.run("tiny_copy", out=tmp_path / "out", on_progress=told.append)
     thread.join()
     assert list((tmp_path / "out").iterdir()) == []
 

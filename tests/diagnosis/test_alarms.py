@@ -129,8 +129,8 @@ def test_alarms_are_findings_of_the_story_and_stay() -> None:
     assert [each.key for each in found] == ["alarm_ungradable"]
     assert found[0].alarm is not None
     assert 20 < found[0].alarm["step"] < 40
-    [standing] = story.alarms.standings
-    assert standing.raised_at == found[0].alarm["step"]
+    [status] = story.alarms.statuses
+    assert status.raised_at == found[0].alarm["step"]
     assert set(ALARMS) >= {
         "held_out",
         "length",

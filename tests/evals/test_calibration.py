@@ -15,7 +15,7 @@ from rftkit import client, evals, jobs
 from rftkit.cli import app as cli
 from rftkit.errors import InputError
 from rftkit.evals.labels import has_answers
-from rftkit.graders import Completion, judges, stands, validate
+from rftkit.graders import Completion, calibration_statuses, judges, validate
 from rftkit.graders.calibrations import Calibration, digest, read_calibration
 
 JUDGE = {
@@ -93,12 +93,17 @@ def test_how_a_judge_stands(tmp_path: Path) -> None:
     samples, labels = evals.labelled_answers(labelled(tmp_path / "labels.jsonl"))
     known = evals.calibrate(samples, labels, JUDGE, complete=judge).record()
     spec = validate(JUDGE)
-    assert [each.state for each in stands(spec, [known])] == ["calibrated"]
-    assert [each.state for each in stands(spec, [known], floor=0.95)] == ["poor"]
-    assert [each.state for each in stands(spec, [])] == ["none"]
+    assert [each.state for each in calibration_statuses(spec, [known])] == ["calibrated"]
+    assert [each.state for each in calibration_statuses(spec, [known], floor=0.95)] == ["poor"]
+    assert [each.state for each in calibration_statuses(spec, [])] == ["none"]
     other = validate({**JUDGE, "model": "judge-2"})
-    assert [each.state for each in stands(other, [known])] == ["expired"]
-    assert stands(validate({"type": "python", "source": "def grade(s, i): return 1"}), []) == []
+    assert [each.state for each in calibration_statuses(other, [known])] == ["expired"]
+    assert (
+        calibration_statuses(
+            validate({"type": "python", "source": "def grade(s, i): return 1"}), []
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -153,7 +158,7 @@ def test_few_labels_and_labels_of_one_kind_are_never_a_calibration(
     found = evals.calibrate(samples, given, JUDGE, complete=judge)
     assert said in " ".join(found.sentences)
     assert "0000" not in " ".join(found.sentences)
-    [standing] = stands(validate(JUDGE), [found.record()])
+    [standing] = calibration_statuses(validate(JUDGE), [found.record()])
     assert standing.state == "poor"
     assert why in standing.message
 
@@ -184,7 +189,7 @@ def test_a_relative_judge_cannot_be_calibrated_but_the_parts_beside_it_can(tmp_p
     for spec, part in ((both, "b"), (better, None)):
         with pytest.raises(InputError, match="relative judges cannot be calibrated"):
             evals.calibrate(samples, labels, spec, part=part, complete=judge)
-    states = {each.key: each for each in stands(validate(both), [found.record()])}
+    states = {each.key: each for each in calibration_statuses(validate(both), [found.record()])}
     assert states["h"].state == "calibrated"
     assert "relative judges cannot be calibrated" in states["b"].message
 

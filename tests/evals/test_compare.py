@@ -275,7 +275,7 @@ def test_many_looks_are_corrected() -> None:
     rng = np.random.default_rng(7)
     rewards = {f"r{at}": rng.uniform(0, 1, (60, 1)).tolist() for at in range(21)}
     found = evals.compare(table(rewards))
-    assert all(pair.num_looks == 20 for pair in found.pairs)
+    assert all(pair.num_comparisons == 20 for pair in found.pairs)
     alone = [evals.pair(found.samples, "r0", pair.after) for pair in found.pairs]
     assert all((a.p or 0) >= (b.p or 0) for a, b in zip(found.pairs, alone, strict=True))
     assert {pair.verdict for pair in found.pairs} == {"unclear"}

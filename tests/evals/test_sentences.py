@@ -120,9 +120,9 @@ def test_a_lower_end_is_not_rounded_to_the_floor_that_it_misses() -> None:
         digest=calibrations.digest(judge), name="j", model="m", statistic="kappa", value=0.8,
         low=0.5996, high=0.9, num_labels=50,
     )  # fmt: skip
-    [found] = calibrations.stands(judge, [known], 0.6)
+    [found] = calibrations.calibration_statuses(judge, [known], 0.6)
     assert (found.state, "(0.5996 to 0.9000)" in found.message) == ("poor", True)
-    [found] = calibrations.stands(judge, [known], 0.5)
+    [found] = calibrations.calibration_statuses(judge, [known], 0.5)
     assert (found.state, "(0.60 to 0.90)" in found.message) == ("calibrated", True)
 
 

@@ -442,9 +442,9 @@ def test_another_platform_is_a_remote_like_any(
     run = platform.evals.runs.create(record.id, data_source=source)
     while platform.evals.runs.retrieve(run.id, eval_id=record.id).status != "completed":
         pass
-    remote = Remote(Origin(str(platform.base_url).rstrip("/"), "local"), say=print)
+    remote = Remote(Origin(str(platform.base_url).rstrip("/"), "local"), on_progress=print)
     kinds = ("files", "evals")
-    assert import_account(remote, tmp_path, only=kinds, say=lambda _: None).is_complete
+    assert import_account(remote, tmp_path, only=kinds, on_progress=lambda _: None).is_complete
     remote.close()
     assert upload(served.client, source_of([tmp_path])).is_complete
     there = platform.evals.runs.output_items.list(run.id, eval_id=record.id).data[0]

@@ -120,7 +120,7 @@ def test_a_wrong_key_is_one_message_and_no_folder(
 
 def save_with(source: Origin, folder: Path) -> None:
     clock = Clock()
-    remote = Remote(source, say=print, clock=clock, sleep=clock.sleep, timeout_seconds=5)
+    remote = Remote(source, on_progress=print, clock=clock, sleep=clock.sleep, timeout_seconds=5)
     try:
         import_account(remote, folder)
     finally:
@@ -339,7 +339,7 @@ def test_no_quota_is_not_waited_for() -> None:
     fault = Fault("/evals", "status", 429, error={"code": "insufficient_quota"})
     account.faults = [fault]
     with Stub(account) as stub:
-        remote = Remote(Origin(stub.url, KEY), say=print, clock=clock, sleep=clock.sleep)
+        remote = Remote(Origin(stub.url, KEY), on_progress=print, clock=clock, sleep=clock.sleep)
         with pytest.raises(Refused):
             remote.get("/evals")
         remote.close()
@@ -451,7 +451,7 @@ def test_a_redirect_does_not_carry_the_key_elsewhere(tmp_path: Path) -> None:
     location = f"http://localhost:{server.server_address[1]}/v1/files"
     account.faults = [Fault("/evals", "status", 302, headers={"location": location})]
     with Stub(account) as stub:
-        remote = Remote(Origin(stub.url, KEY, is_azure=True), say=print)
+        remote = Remote(Origin(stub.url, KEY, is_azure=True), on_progress=print)
         with pytest.raises(Refused):
             remote.get("/evals")
         remote.close()

@@ -109,7 +109,9 @@ def climbed(platform_client: openai.OpenAI, tmp_path: Path) -> Climbed:
     """A ladder with all rungs, climbed once."""
     said: list[str] = []
     data = data_in(tmp_path)
-    state = ladder.climb(platform_client, data, PLAN, RUNGS, tmp_path / "l.json", say=said.append)
+    state = ladder.climb(
+        platform_client, data, PLAN, RUNGS, tmp_path / "l.json", on_progress=said.append
+    )
     return state, data, said
 
 
@@ -121,7 +123,7 @@ def test_every_rung_has_a_result(climbed: Climbed) -> None:
     assert found.comparison.baseline == "base"
     assert [run.label for run in found.comparison.runs] == [ladder.LABELS[each] for each in RUNGS]
     assert {run.num_rows for run in found.comparison.runs} == {12}
-    assert {pair.num_looks for pair in found.comparison.pairs} == {5}
+    assert {pair.num_comparisons for pair in found.comparison.pairs} == {5}
     costs_include_the_rung_below(found)
     the_sentence_names_the_cheapest_that_cannot_be_told_from_the_best(found)
 
@@ -153,13 +155,13 @@ def test_a_second_start_finds_every_rung_again(
     state, data, _ = climbed
     said: list[str] = []
     before = [each.id for each in platform_client.fine_tuning.jobs.list(limit=100)]
-    ladder.climb(platform_client, data, PLAN, RUNGS, state.path, say=said.append)
+    ladder.climb(platform_client, data, PLAN, RUNGS, state.path, on_progress=said.append)
     assert said == [f"{ladder.LABELS[rung]}: found again" for rung in RUNGS]
     # without the file, the jobs are found by their metadata
     said.clear()
     elsewhere = state.path.with_name("other.json")
     again = ladder.climb(
-        platform_client, data, PLAN, ("base", "supervised"), elsewhere, say=said.append
+        platform_client, data, PLAN, ("base", "supervised"), elsewhere, on_progress=said.append
     )
     assert f"supervised: {state.rungs['supervised'].job} found again" in said
     assert again.rungs["supervised"].model == state.rungs["supervised"].model
@@ -200,7 +202,7 @@ def test_a_rung_that_cannot_be_done_says_why_and_the_others_go_on(
     broken = Complete("bare", bare, bare, bare, grader, None)
     state = ladder.climb(
         platform_client, broken, PLAN, ("base", "supervised", "dpo"), tmp_path / "l.json",
-        say=lambda line: None,
+        on_progress=lambda line: None,
     )  # fmt: skip
     assert "has a reference answer to learn from" in str(state.rungs["supervised"].error)
     assert "it starts from supervised, which has no model" in str(state.rungs["dpo"].error)
@@ -263,14 +265,14 @@ def test_answers_that_nobody_could_grade_are_no_result(trained: Served, tmp_path
     trained.link.say = lambda _: ChatError("out of order", status=400)
     state = ladder.climb(
         trained.client, data_in(tmp_path), PLAN, ("base",), tmp_path / "l.json",
-        say=lambda line: None,
+        on_progress=lambda line: None,
     )  # fmt: skip
     assert "out of order" in str(state.rungs["base"].error)
     assert not state.rungs["base"].is_done
     trained.link.say = say
     state = ladder.climb(
         trained.client, data_in(tmp_path), PLAN, ("base",), tmp_path / "l.json",
-        say=lambda line: None,
+        on_progress=lambda line: None,
     )  # fmt: skip
     assert state.rungs["base"].is_done
     assert state.rungs["base"].error is None
@@ -302,7 +304,7 @@ def test_the_demo(trained: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(demo_ladder, "connect", lambda: trained.client)
     monkeypatch.setattr(reports, "run", lambda name, out, **_: out)
     said: list[str] = []
-    result = demo_ladder.run_ladder("tiny_copy", seed=3, out=tmp_path, say=said.append)
+    result = demo_ladder.run_ladder("tiny_copy", seed=3, out=tmp_path, on_progress=said.append)
     assert [line["rung"] for line in result["rungs"]] == [
         ladder.LABELS[rung] for rung in demo_ladder.RUNGS
     ]
@@ -344,7 +346,7 @@ def test_a_killed_ladder_asks_for_no_answer_twice(
 
     def climb() -> State:
         asked.clear()
-        return ladder.climb(trained.client, data, PLAN, rungs, path, say=lambda line: None)
+        return ladder.climb(trained.client, data, PLAN, rungs, path, on_progress=lambda line: None)
 
     with monkeypatch.context() as patch:  # before the pairs of dpo are written
         patch.setattr("rftkit.datasets.preferences", killed)

@@ -37,7 +37,9 @@ def notebook(folder: Path, body: str = BODY) -> Path:
 def swept(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     said: list[str] = []
-    made = reports.sweep(notebook(folder), GRID, folder / "out", processes=2, say=said.append)
+    made = reports.sweep(
+        notebook(folder), GRID, folder / "out", processes=2, on_progress=said.append
+    )
     return made, said
 
 
@@ -78,7 +80,7 @@ def test_started_again_it_makes_only_what_is_not_done(swept, tmp_path):
     before = {run.page: (made.index.parent / run.page).stat().st_mtime_ns for run in made.runs}
     said: list[str] = []
     again = reports.sweep(
-        made.index.parents[1] / "small.ipynb", GRID, made.index.parent, say=said.append
+        made.index.parents[1] / "small.ipynb", GRID, made.index.parent, on_progress=said.append
     )
     changed = {page for page, at in before.items() if at != _touched(again, page)}
 
@@ -124,7 +126,7 @@ def test_an_edited_file_that_a_default_names_is_read_again(tmp_path, monkeypatch
                 (book.folder / run.page).touch()
 
         monkeypatch.setattr(sys.modules["rftkit.reports.sweep"], "make_all", make_all)
-        reports.sweep(path, {"seed": [1, 2]}, tmp_path / "out", say=told[-1].append)
+        reports.sweep(path, {"seed": [1, 2]}, tmp_path / "out", on_progress=told[-1].append)
     assert told == [["2 to do"], ["0 to do"], ["2 to do"]]
 
 

@@ -20,7 +20,16 @@ from rftkit.jsontext import parse_json
 from rftkit.server.inference.answering import Turn
 from rftkit.server.inference.platform import Platform
 
-__all__ = ["Here", "Limit", "Reply", "Router", "cut", "metadata_filter", "repeated", "turn_of"]
+__all__ = [
+    "Limit",
+    "PlatformDep",
+    "Reply",
+    "Router",
+    "cut",
+    "metadata_filter",
+    "repeated",
+    "turn_of",
+]
 
 LARGE_BYTES = 256 * 1024
 """A JSON body from this size on is parsed in a thread."""
@@ -34,7 +43,7 @@ async def _here(request: Request) -> Platform:
     return platform
 
 
-Here = Annotated[Platform, Depends(_here)]
+PlatformDep = Annotated[Platform, Depends(_here)]
 """The platform of a request."""
 
 
@@ -75,9 +84,11 @@ class Router(APIRouter):
         super().__init__(route_class=_Route, **options)
 
 
-def turn_of(here: Platform, request: Request, body: BaseModel) -> AbstractAsyncContextManager[Turn]:
+def turn_of(
+    platform: Platform, request: Request, body: BaseModel
+) -> AbstractAsyncContextManager[Turn]:
     """The turn of a request to a model, whose `Idempotency-Key` may say that it is a former one."""
-    return here.answering.turn(here.store, request.url.path, _key(request), body)
+    return platform.answering.turn(platform.store, request.url.path, _key(request), body)
 
 
 def _key(request: Request) -> str | None:

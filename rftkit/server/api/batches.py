@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Query, Request
 
 from rftkit.errors import RequestError
-from rftkit.server.api import Here, Reply, Router, repeated
+from rftkit.server.api import PlatformDep, Reply, Router, repeated
 from rftkit.server.api.batch_lines import MAX_BYTES
 from rftkit.server.api.files import live_file, output_lifetime
 from rftkit.server.inference.body import Body, Metadata
@@ -38,7 +38,7 @@ class BatchBody(Body):
 
 
 @router.post("")
-def create(here: Here, request: Request, body: BatchBody) -> Reply:
+def create(platform: PlatformDep, request: Request, body: BatchBody) -> Reply:
     """Queue a batch. What is wrong with the lines of its file is found by the runner."""
     if body.endpoint not in ENDPOINTS:
         raise RequestError(
@@ -47,7 +47,7 @@ def create(here: Here, request: Request, body: BatchBody) -> Reply:
             param="endpoint",
             code="invalid_value",
         )
-    file = live_file(here, body.input_file_id, param="input_file_id")
+    file = live_file(platform, body.input_file_id, param="input_file_id")
     if file.purpose != "batch":
         raise RequestError(
             f"Invalid file purpose: {file.id} has '{file.purpose}'. Upload the file with the "
@@ -70,34 +70,34 @@ def create(here: Here, request: Request, body: BatchBody) -> Reply:
         "metadata": body.metadata,
         "output_expires_after": None if life is None else output_lifetime(life.seconds),
     }
-    make = here.store.add_batch
-    batch_id = here.store.once(
+    make = platform.store.add_batch
+    batch_id = platform.store.once(
         "batches", body.model_dump_json(), lambda: make(**fields).id, **repeated(request)
     )
-    if here.batches is not None:
-        here.batches.wake()
-    return Reply(wire.batch_object(here.store.batch(batch_id)))
+    if platform.batches is not None:
+        platform.batches.wake()
+    return Reply(wire.batch_object(platform.store.batch(batch_id)))
 
 
 @router.get("")
 def index(
-    here: Here, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    platform: PlatformDep, after: str | None = None, limit: Annotated[int, Query(ge=1, le=100)] = 20
 ) -> Reply:
     """List batches, newest first."""
-    batches, more = here.store.batches(after=after, limit=limit)
+    batches, more = platform.store.batches(after=after, limit=limit)
     return Reply(wire.page(map(wire.batch_object, batches), more))
 
 
 @router.get("/{batch_id}")
-def retrieve(here: Here, batch_id: str) -> Reply:
+def retrieve(platform: PlatformDep, batch_id: str) -> Reply:
     """Return one batch."""
-    return Reply(wire.batch_object(here.store.batch(batch_id)))
+    return Reply(wire.batch_object(platform.store.batch(batch_id)))
 
 
 @router.post("/{batch_id}/cancel")
-def cancel(here: Here, batch_id: str) -> Reply:
+def cancel(platform: PlatformDep, batch_id: str) -> Reply:
     """Cancel a batch; what was answered until then is in its output file."""
-    batch = here.store.cancel_batch(batch_id)
-    if here.batches is not None:
-        here.batches.wake()
+    batch = platform.store.cancel_batch(batch_id)
+    if platform.batches is not None:
+        platform.batches.wake()
     return Reply(wire.batch_object(batch))

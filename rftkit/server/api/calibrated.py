@@ -13,7 +13,7 @@ import contextlib
 from typing import Any
 
 from rftkit.errors import InputError, PlatformError, RequestError
-from rftkit.graders import Calibration, Standing, read_calibration, stands
+from rftkit.graders import Calibration, CalibrationStatus, calibration_statuses, read_calibration
 from rftkit.graders.calibrations import PREFIX, judges
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import File, Job
@@ -40,7 +40,7 @@ def check_calibration(
     wanted = Knobs(metadata or {}).word(REQUIRE)
     if spec is None or wanted == "none":
         return metadata
-    bad = [each for each in standings(platform, spec, metadata) if each.state != "calibrated"]
+    bad = [each for each in statuses(platform, spec, metadata) if each.state != "calibrated"]
     if not bad:
         return metadata
     if wanted == "refuse":
@@ -63,23 +63,23 @@ def check_calibration(
     return marked
 
 
-def standings(
+def statuses(
     platform: Platform, spec: dict[str, Any], metadata: dict[str, str] | None
-) -> list[Standing]:
+) -> list[CalibrationStatus]:
     """Whether each judge of a grader is calibrated; none for a grader without judges."""
     if not judges(spec):
         return []
     floor = Knobs(metadata or {}).number(FLOOR)
-    return stands(spec, _known(platform), floor)
+    return calibration_statuses(spec, _known(platform), floor)
 
 
 def add_calibration_event(platform: Platform, job: Job) -> None:
     """State in the job's events how its judges stand; nothing for a job without judges."""
     if job.grading is None or job.is_probe:
         return
-    found = standings(platform, job.grading["grader"], job.metadata)
+    found = statuses(platform, job.grading["grader"], job.metadata)
     second = job.method.get("held_out")
-    held_out = standings(platform, second, job.metadata) if second else []
+    held_out = statuses(platform, second, job.metadata) if second else []
     if not (found or held_out):
         return
     is_fine = all(each.state == "calibrated" for each in (*found, *held_out))

@@ -12,7 +12,7 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.responses import Response
 
-from rftkit.server.api import Here, Reply, Router, turn_of
+from rftkit.server.api import PlatformDep, Reply, Router, turn_of
 from rftkit.server.inference.answering import Turn, storing
 from rftkit.server.inference.chat_request import ChatBody, chat_request
 from rftkit.server.inference.platform import Platform
@@ -23,7 +23,7 @@ from rftkit.server.store.records import StoredResponse
 from rftkit.server.store.store import new_id, now
 from rftkit.server.training.eval_records import finish_reason
 
-__all__ = ["router", "until_gone"]
+__all__ = ["router", "until_disconnected"]
 
 T = TypeVar("T")
 
@@ -31,20 +31,20 @@ router = Router(prefix="/chat/completions")
 
 
 @router.post("")
-async def create(here: Here, request: Request, body: ChatBody) -> Response:
+async def create(platform: PlatformDep, request: Request, body: ChatBody) -> Response:
     """Create a chat completion."""
-    asked = await asyncio.to_thread(chat_request, here, body)
+    asked = await asyncio.to_thread(chat_request, platform, body)
     if body.stream:
-        return await _stream(here, request, body, asked)
-    async with turn_of(here, request, body) as turn:
+        return await _stream(platform, request, body, asked)
+    async with turn_of(platform, request, body) as turn:
         made = turn.made
         if made is None:
-            made = _completion(body, await until_gone(request, here.complete(asked)))
-            await _keep(here, body, turn, made)
+            made = _completion(body, await until_disconnected(request, platform.complete(asked)))
+            await _keep(platform, body, turn, made)
     return Reply(made)
 
 
-async def _keep(here: Platform, body: ChatBody, turn: Turn, made: dict[str, Any]) -> None:
+async def _keep(platform: Platform, body: ChatBody, turn: Turn, made: dict[str, Any]) -> None:
     """Keep the completion for the same request; store it if the request has `store: true`."""
     with storing():
         await turn.keep(made)
@@ -54,10 +54,10 @@ async def _keep(here: Platform, body: ChatBody, turn: Turn, made: dict[str, Any]
                 id=made["id"], created_at=made["created"], model=body.model, body=kept,
                 input=body.messages,
             )  # fmt: skip
-            await asyncio.to_thread(here.store.add_response, record)
+            await asyncio.to_thread(platform.store.add_response, record)
 
 
-async def until_gone(request: Request, work: Awaitable[T]) -> T:
+async def until_disconnected(request: Request, work: Awaitable[T]) -> T:
     """Do the work, but cancel it as soon as the client disconnects."""
 
     async def gone() -> None:
@@ -138,16 +138,18 @@ def _usage(done: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _stream(here: Platform, request: Request, body: ChatBody, asked: ChatRequest) -> Response:
+async def _stream(
+    platform: Platform, request: Request, body: ChatBody, asked: ChatRequest
+) -> Response:
     """Wait for the first message, so that a refusal still has an error status; then stream."""
     async with AsyncExitStack() as stack:
-        turn = await stack.enter_async_context(turn_of(here, request, body))
+        turn = await stack.enter_async_context(turn_of(platform, request, body))
         if turn.made is not None:
             again = _lines_again(body, turn.made)
             return StreamingResponse(again, media_type="text/event-stream")
-        messages = here.stream(asked)
-        first = await until_gone(request, anext(messages))
-        events = _events(here, body, turn, first, messages, stack.pop_all())
+        messages = platform.stream(asked)
+        first = await until_disconnected(request, anext(messages))
+        events = _events(platform, body, turn, first, messages, stack.pop_all())
     return StreamingResponse(events, media_type="text/event-stream")
 
 
@@ -187,7 +189,7 @@ class _Chunks:
 
 
 async def _events(
-    here: Platform,
+    platform: Platform,
     body: ChatBody,
     turn: Turn,
     first: dict[str, Any],
@@ -205,7 +207,7 @@ async def _events(
             made = {**_completion(body, message["done"]), **_named(head)}
             for choice in made["choices"]:
                 yield chunks.ending(choice)
-            await _keep(here, body, turn, made)
+            await _keep(platform, body, turn, made)
             for line in chunks.usage(body, made):
                 yield line
     except ChatError as error:

@@ -16,8 +16,8 @@ from fastapi import Request
 from pydantic import Field
 
 from rftkit.errors import RequestError
-from rftkit.server.api import Here, Reply, Router
-from rftkit.server.api.chat import until_gone
+from rftkit.server.api import PlatformDep, Reply, Router
+from rftkit.server.api.chat import until_disconnected
 from rftkit.server.inference.body import Body
 from rftkit.server.inference.models import check_model
 from rftkit.server.inference.requests import EmbedRequest
@@ -41,16 +41,16 @@ class EmbeddingBody(Body):
 
 
 @router.post("/embeddings")
-async def create(here: Here, request: Request, body: EmbeddingBody) -> Reply:
+async def create(platform: PlatformDep, request: Request, body: EmbeddingBody) -> Reply:
     """Embed texts, or texts as tokens."""
     if body.dimensions is not None:
         raise RequestError(
             "`dimensions` is not supported: a vector always has the model's hidden size",
             param="dimensions",
         )
-    await asyncio.to_thread(check_model, here, body.model)
+    await asyncio.to_thread(check_model, platform, body.model)
     asked = EmbedRequest(body.model, _inputs(body.input))
-    done = await until_gone(request, here.complete(asked))
+    done = await until_disconnected(request, platform.complete(asked))
     is_text = body.encoding_format == "base64"
     data = [
         {

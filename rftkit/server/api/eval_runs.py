@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 
 from rftkit.errors import GraderSpecError, NotFoundError, RequestError
 from rftkit.graders.template import paths
-from rftkit.server.api import Here, Limit, Reply, Router, repeated
+from rftkit.server.api import Limit, PlatformDep, Reply, Router, repeated
 from rftkit.server.api.files import live_file
 from rftkit.server.api.run_page import HEADERS, run_page
 from rftkit.server.api.run_tools import checked_tools
@@ -99,22 +99,22 @@ class RunBody(Open):
 
 
 @router.post("", status_code=201)
-def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
+def create(platform: PlatformDep, request: Request, eval_id: str, body: RunBody) -> Reply:
     """Queue a run."""
-    record = here.store.editable_eval(eval_id)
+    record = platform.store.editable_eval(eval_id)
     source = body.data_source
-    _check_source(here, record, source)
+    _check_source(platform, record, source)
     if source.type != "jsonl" and not _grades_what_is_kept(source):
         sampling = _spelled(source.sampling_params)
         content = source.source.get("content") or []
-        sampling = checked_tools(here, source.model, sampling, content)
+        sampling = checked_tools(platform, source.model, sampling, content)
         source = source.model_copy(update={"sampling_params": sampling})
-        _check_sampling(here, source, body.metadata)
+        _check_sampling(platform, source, body.metadata)
     for index, spec in enumerate(record.testing_criteria):
-        check_judges(here, spec, f"the eval's testing_criteria[{index}]", param="eval_id")
+        check_judges(platform, spec, f"the eval's testing_criteria[{index}]", param="eval_id")
 
     def make() -> str:
-        run = here.store.add_run(
+        run = platform.store.add_run(
             eval_id,
             source.model_dump(exclude_none=True),
             name=body.name,
@@ -125,10 +125,12 @@ def create(here: Here, request: Request, eval_id: str, body: RunBody) -> Reply:
         return run.id
 
     route = f"evals/{eval_id}/runs"
-    run_id = here.store.once(route, digest_of(body), make, **repeated(request))
-    run = here.store.run(run_id)  # read it before a worker takes it: the reply shows it as queued
-    if here.runner is not None:
-        here.runner.wake()
+    run_id = platform.store.once(route, digest_of(body), make, **repeated(request))
+    run = platform.store.run(
+        run_id
+    )  # read it before a worker takes it: the reply shows it as queued
+    if platform.runner is not None:
+        platform.runner.wake()
     return Reply(_shown(run, request), status_code=201)
 
 
@@ -138,7 +140,7 @@ def _grades_what_is_kept(source: DataSource) -> bool:
     return is_kept and source.model is None and source.input_messages is None
 
 
-def _check_source(here: Platform, record: Eval, data_source: DataSource) -> None:
+def _check_source(platform: Platform, record: Eval, data_source: DataSource) -> None:
     where = "data_source.source"
     source = data_source.source
     kind, kept = source.get("type"), KEPT.get(data_source.type)
@@ -147,7 +149,7 @@ def _check_source(here: Platform, record: Eval, data_source: DataSource) -> None
         if not isinstance(file_id, str):
             raise RequestError(f"`{where}.id` must be a file id", param=f"{where}.id")
         try:
-            live_file(here, file_id, f"{where}.id")
+            live_file(platform, file_id, f"{where}.id")
         except NotFoundError as error:
             raise RequestError(error.message, param=error.param, code=error.code) from None
     elif kind == "file_content":
@@ -170,26 +172,26 @@ def _check_content(record: Eval, content: Any, where: str) -> None:
     if not isinstance(content, list) or not content:
         raise RequestError(f"`{where}` must be a list with at least one item", param=where)
     for index, entry in enumerate(content):
-        here = f"{where}[{index}].item"
+        platform = f"{where}[{index}].item"
         if not isinstance(entry, dict) or not isinstance(entry.get("item"), dict):
-            raise RequestError(f"`{here}` must be an object", param=here)
+            raise RequestError(f"`{platform}` must be an object", param=platform)
     # Evals over stored chats have no schema of items.
     schema = record.data_source_config.get("item_schema", {})
     match check_items(schema, [entry["item"] for entry in content]):
         case None, problem:
             raise RequestError(f"The eval's item_schema cannot be used: {problem}", param=where)
         case index, problem:
-            here = f"{where}[{index}].item"
+            platform = f"{where}[{index}].item"
             raise RequestError(
-                f"`{here}` does not follow the eval's item_schema: {problem}", param=here
+                f"`{platform}` does not follow the eval's item_schema: {problem}", param=platform
             )
 
 
-def _check_sampling(here: Platform, source: DataSource, metadata: Json | None) -> None:
+def _check_sampling(platform: Platform, source: DataSource, metadata: Json | None) -> None:
     if source.model is None:
         raise RequestError("Missing required parameter: `data_source.model`.", param="model")
     try:
-        check_model(here, source.model)
+        check_model(platform, source.model)
     except NotFoundError as error:
         raise RequestError(
             error.message, param="data_source.model", code="model_not_found"
@@ -209,7 +211,7 @@ def _check_sampling(here: Platform, source: DataSource, metadata: Json | None) -
             "messages": [{"role": "user", "content": "an item"}],
             "metadata": metadata,
         }
-        chat_request(here, ChatBody.model_validate(body))
+        chat_request(platform, ChatBody.model_validate(body))
     except ValidationError as error:
         found = refusal(error.errors())
         raise RequestError(found.message, param=f"{where}.{found.param}") from None
@@ -273,7 +275,7 @@ def _check_template(message: Any, where: str) -> None:
 
 @router.get("")
 def index(
-    here: Here,
+    platform: PlatformDep,
     request: Request,
     eval_id: str,
     after: str | None = None,
@@ -282,30 +284,32 @@ def index(
     status: Literal["queued", "in_progress", "completed", "canceled", "failed"] | None = None,
 ) -> Reply:
     """List an eval's runs."""
-    here.store.eval(eval_id)
-    runs, more = here.store.runs(
+    platform.store.eval(eval_id)
+    runs, more = platform.store.runs(
         eval_id, status=status, after=after, limit=limit, newest_first=order == "desc"
     )
     return Reply(wire.page([_shown(run, request) for run in runs], more))
 
 
 @router.get("/{run_id}")
-def retrieve(here: Here, request: Request, eval_id: str, run_id: str) -> Reply:
+def retrieve(platform: PlatformDep, request: Request, eval_id: str, run_id: str) -> Reply:
     """Return one run."""
-    return Reply(_shown(here.store.run(run_id, eval_id), request))
+    return Reply(_shown(platform.store.run(run_id, eval_id), request))
 
 
 @router.get("/{run_id}/report", name=REPORT, response_class=HTMLResponse)
-def report(here: Here, eval_id: str, run_id: str, after: str | None = None) -> HTMLResponse:
+def report(
+    platform: PlatformDep, eval_id: str, run_id: str, after: str | None = None
+) -> HTMLResponse:
     """The run as a page for a browser, which `report_url` opens."""
-    run = here.store.run(run_id, eval_id)
-    found, more = here.store.items(run_id, after=after, limit=ITEMS_SHOWN)
+    run = platform.store.run(run_id, eval_id)
+    found, more = platform.store.items(run_id, after=after, limit=ITEMS_SHOWN)
     page = run_page(
         wire.run_object(run),
-        wire.eval_object(here.store.eval(eval_id)),
-        here.store.criteria_counts(run_id),
+        wire.eval_object(platform.store.eval(eval_id)),
+        platform.store.criteria_counts(run_id),
         map(wire.item_object, found),
-        num_cut=here.store.num_cut(run_id),
+        num_cut=platform.store.num_cut(run_id),
         more=found[-1].id if more else None,
         is_first=after is None,
     )
@@ -324,29 +328,29 @@ def _shown(run: EvalRun, request: Request) -> Json:
 
 @router.post("/{run_id}/cancel")
 @router.post("/{run_id}")
-def cancel(here: Here, request: Request, eval_id: str, run_id: str) -> Reply:
+def cancel(platform: PlatformDep, request: Request, eval_id: str, run_id: str) -> Reply:
     """Cancel a run that has not ended."""
-    run = here.store.run(run_id, eval_id)
+    run = platform.store.run(run_id, eval_id)
     if run.status not in ("queued", "in_progress"):
         raise RequestError(
             f"run {run_id} is {run.status}; only a run that is queued or in_progress can be "
             "canceled",
             param="run_id",
         )
-    return Reply(_shown(here.store.update_run(run_id, status="canceled"), request))
+    return Reply(_shown(platform.store.update_run(run_id, status="canceled"), request))
 
 
 @router.delete("/{run_id}")
-def delete(here: Here, eval_id: str, run_id: str) -> Reply:
+def delete(platform: PlatformDep, eval_id: str, run_id: str) -> Reply:
     """Delete a run with its items."""
-    here.store.run(run_id, eval_id)
-    here.store.delete_run(run_id)
+    platform.store.run(run_id, eval_id)
+    platform.store.delete_run(run_id)
     return Reply({"object": "eval.run.deleted", "deleted": True, "run_id": run_id})
 
 
 @router.get("/{run_id}/output_items")
 def items(
-    here: Here,
+    platform: PlatformDep,
     eval_id: str,
     run_id: str,
     after: str | None = None,
@@ -355,15 +359,15 @@ def items(
     status: Literal["fail", "pass"] | None = None,
 ) -> Reply:
     """List a run's graded samples by the row of the dataset, whichever ended first."""
-    here.store.run(run_id, eval_id)
-    found, more = here.store.items(
+    platform.store.run(run_id, eval_id)
+    found, more = platform.store.items(
         run_id, status=status, after=after, limit=limit, newest_first=order == "desc"
     )
     return Reply(wire.page(map(wire.item_object, found), more))
 
 
 @router.get("/{run_id}/output_items/{item_id}")
-def item(here: Here, eval_id: str, run_id: str, item_id: str) -> Reply:
+def item(platform: PlatformDep, eval_id: str, run_id: str, item_id: str) -> Reply:
     """Return one graded sample."""
-    here.store.run(run_id, eval_id)
-    return Reply(wire.item_object(here.store.item(item_id, run_id)))
+    platform.store.run(run_id, eval_id)
+    return Reply(wire.item_object(platform.store.item(item_id, run_id)))

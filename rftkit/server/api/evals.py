@@ -9,7 +9,7 @@ from pydantic import Field
 
 from rftkit import graders
 from rftkit.errors import GraderSpecError, RequestError
-from rftkit.server.api import Here, Limit, Reply, Router, cut, repeated
+from rftkit.server.api import Limit, PlatformDep, Reply, Router, cut, repeated
 from rftkit.server.evals.stored_answers import ITEM_SCHEMA
 from rftkit.server.inference.body import Body, Metadata, Open, digest_of
 from rftkit.server.inference.judge import check_judges
@@ -49,7 +49,7 @@ class UpdateBody(Body):
 
 
 @router.post("", status_code=201)
-def create(here: Here, request: Request, body: EvalBody) -> Reply:
+def create(platform: PlatformDep, request: Request, body: EvalBody) -> Reply:
     """Create an eval."""
     config = body.data_source_config
     if config.type != "custom":
@@ -64,10 +64,10 @@ def create(here: Here, request: Request, body: EvalBody) -> Reply:
     _check_schema(config.item_schema)
     criteria = [_criterion(spec, index) for index, spec in enumerate(body.testing_criteria)]
     for index, spec in enumerate(criteria):  # its runs would be refused for the same reason
-        check_judges(here, spec, f"testing_criteria[{index}]")
+        check_judges(platform, spec, f"testing_criteria[{index}]")
 
     def make() -> str:
-        record = here.store.add_eval(
+        record = platform.store.add_eval(
             criteria,
             config.model_dump(exclude_none=True),
             name=body.name,
@@ -76,8 +76,8 @@ def create(here: Here, request: Request, body: EvalBody) -> Reply:
         )
         return record.id
 
-    eval_id = here.store.once("evals", digest_of(body), make, **repeated(request))
-    return Reply(wire.eval_object(here.store.eval(eval_id)), status_code=201)
+    eval_id = platform.store.once("evals", digest_of(body), make, **repeated(request))
+    return Reply(wire.eval_object(platform.store.eval(eval_id)), status_code=201)
 
 
 def _check_schema(schema: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ def _criterion(spec: dict[str, Any], index: int) -> dict[str, Any]:
 
 @router.get("")
 def index(
-    here: Here,
+    platform: PlatformDep,
     after: str | None = None,
     limit: Limit = 20,
     order: Literal["asc", "desc"] = "asc",
@@ -124,27 +124,27 @@ def index(
     """List evals."""
     newest_first = order == "desc"
     if order_by == "updated_at":
-        found = [wire.eval_object(record) for record in here.store.evals_by_update()]
+        found = [wire.eval_object(record) for record in platform.store.evals_by_update()]
         return Reply(wire.page(*cut(found[::-1] if newest_first else found, after, limit)))
-    records, more = here.store.evals(after=after, limit=limit, newest_first=newest_first)
+    records, more = platform.store.evals(after=after, limit=limit, newest_first=newest_first)
     return Reply(wire.page(map(wire.eval_object, records), more))
 
 
 @router.get("/{eval_id}")
-def retrieve(here: Here, eval_id: str) -> Reply:
+def retrieve(platform: PlatformDep, eval_id: str) -> Reply:
     """Return one eval."""
-    return Reply(wire.eval_object(here.store.eval(eval_id)))
+    return Reply(wire.eval_object(platform.store.eval(eval_id)))
 
 
 @router.post("/{eval_id}")
-def update(here: Here, eval_id: str, body: UpdateBody) -> Reply:
+def update(platform: PlatformDep, eval_id: str, body: UpdateBody) -> Reply:
     """Rename an eval, or replace its metadata."""
     changes = body.model_dump(exclude_unset=True)
-    return Reply(wire.eval_object(here.store.update_eval(eval_id, **changes)))
+    return Reply(wire.eval_object(platform.store.update_eval(eval_id, **changes)))
 
 
 @router.delete("/{eval_id}")
-def delete(here: Here, eval_id: str) -> Reply:
+def delete(platform: PlatformDep, eval_id: str) -> Reply:
     """Delete an eval with its runs."""
-    here.store.delete_eval(eval_id)
+    platform.store.delete_eval(eval_id)
     return Reply({"object": "eval.deleted", "deleted": True, "eval_id": eval_id})

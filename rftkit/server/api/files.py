@@ -8,7 +8,7 @@ from fastapi import File, Form, Query, Request, UploadFile
 from fastapi.responses import FileResponse
 
 from rftkit.errors import NotFoundError, RequestError
-from rftkit.server.api import Here, Reply, Router, repeated
+from rftkit.server.api import PlatformDep, Reply, Router, repeated
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store import wire
 from rftkit.server.store.records import File as FileRecord
@@ -46,7 +46,7 @@ def live_file(platform: Platform, file_id: str, param: str = "id") -> FileRecord
 
 @router.post("/files")
 def create(
-    here: Here,
+    platform: PlatformDep,
     request: Request,
     file: Annotated[UploadFile, File()],
     purpose: Annotated[str, Form()],
@@ -69,16 +69,16 @@ def create(
         raise RequestError(f"the file {name!r} is larger than 512 MB", param="file")
     life = _lifetime(anchor, seconds)
     expires_at = None if life is None else now() + life
-    kept = here.store.add_file(file.file, name, purpose, expires_at=expires_at)
+    kept = platform.store.add_file(file.file, name, purpose, expires_at=expires_at)
     same = f"{kept.digest} {purpose} {life} {name}"
     try:
-        first = here.store.once("files", same, lambda: kept.id, **repeated(request))
+        first = platform.store.once("files", same, lambda: kept.id, **repeated(request))
     except RequestError:  # the key belongs to another request, so nothing is stored
-        here.store.delete_file(kept.id)
+        platform.store.delete_file(kept.id)
         raise
     if first != kept.id:
-        here.store.delete_file(kept.id)
-    return Reply(wire.file_object(here.store.file(first)))
+        platform.store.delete_file(kept.id)
+    return Reply(wire.file_object(platform.store.file(first)))
 
 
 def output_lifetime(seconds: int) -> int:
@@ -115,39 +115,39 @@ def _lifetime(anchor: str | None, seconds: int | None) -> int | None:
 
 @router.get("/files")
 def index(
-    here: Here,
+    platform: PlatformDep,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
 ) -> Reply:
     """List the files that have not expired."""
-    files, more = here.store.files(
+    files, more = platform.store.files(
         purpose=purpose, after=after, limit=limit, newest_first=order == "desc"
     )
     return Reply(wire.page(map(wire.file_object, files), more))
 
 
 @router.get("/files/{file_id}")
-def retrieve(here: Here, file_id: str) -> Reply:
+def retrieve(platform: PlatformDep, file_id: str) -> Reply:
     """Return one file."""
-    return Reply(wire.file_object(live_file(here, file_id)))
+    return Reply(wire.file_object(live_file(platform, file_id)))
 
 
 @router.delete("/files/{file_id}")
-def delete(here: Here, file_id: str) -> Reply:
+def delete(platform: PlatformDep, file_id: str) -> Reply:
     """Delete a file that no unfinished job uses."""
-    live_file(here, file_id)
-    here.store.delete_file(file_id)
+    live_file(platform, file_id)
+    platform.store.delete_file(file_id)
     return Reply(wire.deleted(file_id, "file"))
 
 
 @router.get("/files/{file_id}/content")
-def content(here: Here, file_id: str) -> FileResponse:
+def content(platform: PlatformDep, file_id: str) -> FileResponse:
     """Return a file's bytes."""
-    file = live_file(here, file_id)
+    file = live_file(platform, file_id)
     return FileResponse(
-        here.store.file_path(file_id),
+        platform.store.file_path(file_id),
         media_type="application/octet-stream",
         filename=file.filename,
     )

@@ -14,8 +14,8 @@ from fastapi import Request
 
 from rftkit import graders
 from rftkit.errors import InputError, RequestError
-from rftkit.server.api import Here, Reply, Router
-from rftkit.server.api.chat import until_gone
+from rftkit.server.api import PlatformDep, Reply, Router
+from rftkit.server.api.chat import until_disconnected
 from rftkit.server.inference.body import Body
 from rftkit.server.inference.platform import Platform
 
@@ -40,20 +40,22 @@ class RunBody(Body):
 
 
 @router.post("/validate")
-async def validate(here: Here, request: Request, body: ValidateBody) -> Reply:
+async def validate(platform: PlatformDep, request: Request, body: ValidateBody) -> Reply:
     """The grader as it will be used, with what was left out filled in."""
-    work = here.grading.run(partial(graders.validate, body.grader))
-    return Reply({"grader": await until_gone(request, work)})
+    work = platform.grading.run(partial(graders.validate, body.grader))
+    return Reply({"grader": await until_disconnected(request, work)})
 
 
 @router.post("/run")
-async def run(here: Here, request: Request, body: RunBody) -> Reply:
+async def run(platform: PlatformDep, request: Request, body: RunBody) -> Reply:
     """Grade one sample; a client that hangs up ends the calls of its grader."""
-    return Reply(await until_gone(request, here.grading.run(partial(_grade, here, body))))
+    return Reply(
+        await until_disconnected(request, platform.grading.run(partial(_grade, platform, body)))
+    )
 
 
-def _grade(here: Platform, body: RunBody) -> dict[str, Any]:
-    grader = here.grader_cache.get(body.grader)
+def _grade(platform: Platform, body: RunBody) -> dict[str, Any]:
+    grader = platform.grader_cache.get(body.grader)
     try:
         sample = replace(graders.given_sample(body.model_sample), trace_id=body.trace_id)
     except InputError as error:

@@ -15,7 +15,7 @@ from fastapi import Depends, File, Query, Request, UploadFile
 
 from rftkit import settings
 from rftkit.errors import RequestError
-from rftkit.server.api import Here, Reply, Router
+from rftkit.server.api import PlatformDep, Reply, Router
 from rftkit.server.inference.body import Body
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.imported_records import check_id, parse
@@ -50,11 +50,11 @@ def about() -> Reply:
 
 
 @router.post("/known")
-def known(here: Here, body: KnownBody) -> Reply:
+def known(platform: PlatformDep, body: KnownBody) -> Reply:
     """Return which of these ids exist here, their origin, and the digest of their content."""
     found: Json = {}
     for kind in KINDS:
-        ids = {each: here.store.imports.known(kind, each) for each in getattr(body, kind)}
+        ids = {each: platform.store.imports.known(kind, each) for each in getattr(body, kind)}
         found[kind] = {
             each: {"origin": is_.origin, "digest": is_.digest, "is_final": is_.is_final}
             for each, is_ in ids.items()
@@ -64,13 +64,15 @@ def known(here: Here, body: KnownBody) -> Reply:
 
 
 @router.post("/content")
-def content(here: Here, file: Annotated[UploadFile, File()]) -> Reply:
+def content(platform: PlatformDep, file: Annotated[UploadFile, File()]) -> Reply:
     """Store the bytes of a file; the line that lists the file must follow."""
-    return Reply({"content": here.store.add_blob(file.file, file.filename or "file")})
+    return Reply({"content": platform.store.add_blob(file.file, file.filename or "file")})
 
 
 @router.post("")
-def create(here: Here, origin: Origin, lines: Annotated[list[bytes], Depends(_lines)]) -> Reply:
+def create(
+    platform: PlatformDep, origin: Origin, lines: Annotated[list[bytes], Depends(_lines)]
+) -> Reply:
     """Take in lines: `{kind, parent, object}` for parts, `{kind, object, digest, …}` for objects,
     and `{kind, object}` for what a list of models says of one that an imported job made.
 
@@ -85,22 +87,22 @@ def create(here: Here, origin: Origin, lines: Annotated[list[bytes], Depends(_li
             check_id(parent, "parent")
             try:
                 wires = [_object(line) for line in group]
-                here.store.imports.add_parts(kind, parent, wires, origin)
+                platform.store.imports.add_parts(kind, parent, wires, origin)
             except RequestError as error:
                 reason = f"one of its parts cannot be used: {error.message}"
                 refused.append({"kind": PARTS[kind], "id": parent, "reason": reason})
             continue
         for line in group:
             try:
-                _put(here, line, origin)
+                _put(platform, line, origin)
             except RequestError as error:
-                told = {"kind": kind, "id": _object(line).get("id"), "reason": error.message}
-                refused.append(told)
+                refusal = {"kind": kind, "id": _object(line).get("id"), "reason": error.message}
+                refused.append(refusal)
     return Reply({"object": "rftkit.import", "refused": refused})
 
 
-def _put(here: Platform, line: Json, origin: str) -> None:
-    wire, kind, imports = _object(line), line.get("kind"), here.store.imports
+def _put(platform: Platform, line: Json, origin: str) -> None:
+    wire, kind, imports = _object(line), line.get("kind"), platform.store.imports
     if kind == "model":
         imports.put_model(wire, origin)
         return
@@ -108,7 +110,7 @@ def _put(here: Platform, line: Json, origin: str) -> None:
     match kind:
         case "file":
             blob = _digest(line, "content")
-            size = here.store.blob_size(blob)
+            size = platform.store.blob_size(blob)
             if size is None:
                 raise RequestError("its content was not sent")
             imports.put_file(wire, origin, digest, blob, size)

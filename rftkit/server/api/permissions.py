@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rftkit.errors import NotFoundError
-from rftkit.server.api import Here, Limit, Reply, Router
+from rftkit.server.api import Limit, PlatformDep, Reply, Router
 from rftkit.server.inference.body import Body
 from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
@@ -27,25 +27,25 @@ class PermissionBody(Body):
     project_ids: Annotated[list[str], Field(min_length=1)]
 
 
-def _known(here: Platform, checkpoint: str) -> None:
-    if here.store.model(checkpoint) is None:
+def _known(platform: Platform, checkpoint: str) -> None:
+    if platform.store.model(checkpoint) is None:
         raise NotFoundError(
             f"there is no checkpoint {checkpoint!r}", param="fine_tuned_model_checkpoint"
         )
 
 
 @router.post("")
-def create(here: Here, checkpoint: str, body: PermissionBody) -> Reply:
+def create(platform: PlatformDep, checkpoint: str, body: PermissionBody) -> Reply:
     """Let projects use a checkpoint."""
-    _known(here, checkpoint)
-    check_model(here, checkpoint)
-    made = [here.store.add_permission(checkpoint, project) for project in body.project_ids]
+    _known(platform, checkpoint)
+    check_model(platform, checkpoint)
+    made = [platform.store.add_permission(checkpoint, project) for project in body.project_ids]
     return Reply(wire.page(map(wire.permission_object, made), False))
 
 
 @router.get("")
 def index(
-    here: Here,
+    platform: PlatformDep,
     checkpoint: str,
     after: str | None = None,
     limit: Limit = 10,
@@ -53,8 +53,8 @@ def index(
     project_id: str | None = None,
 ) -> Reply:
     """List a checkpoint's permissions."""
-    _known(here, checkpoint)
-    found, more = here.store.permissions(
+    _known(platform, checkpoint)
+    found, more = platform.store.permissions(
         checkpoint, project_id=project_id, after=after, limit=limit,
         newest_first=order == "descending",
     )  # fmt: skip
@@ -62,7 +62,7 @@ def index(
 
 
 @router.delete("/{permission_id}")
-def delete(here: Here, checkpoint: str, permission_id: str) -> Reply:
+def delete(platform: PlatformDep, checkpoint: str, permission_id: str) -> Reply:
     """Delete a permission."""
-    here.store.delete_permission(permission_id, checkpoint)
+    platform.store.delete_permission(permission_id, checkpoint)
     return Reply(wire.deleted(permission_id, "checkpoint.permission"))

@@ -20,8 +20,8 @@ from pydantic import Field
 
 from rftkit.errors import MissingExtraError, NotFoundError, RequestError, RftkitError
 from rftkit.rows import Row
-from rftkit.server.api import Here, Reply, Router
-from rftkit.server.api.chat import until_gone
+from rftkit.server.api import PlatformDep, Reply, Router
+from rftkit.server.api.chat import until_disconnected
 from rftkit.server.api.job_body import MethodType
 from rftkit.server.api.job_body import checked_hyperparameters as checked
 from rftkit.server.engine.values import Completion
@@ -98,13 +98,15 @@ def _planned(job: Job, num_rows: int) -> tuple[CommonPlan, dict[str, str]]:
 
 
 @router.get("/jobs/{job_id}/rollouts")
-def rollouts(here: Here, job_id: str, step: Annotated[int | None, Query(ge=1)] = None) -> Reply:
+def rollouts(
+    platform: PlatformDep, job_id: str, step: Annotated[int | None, Query(ge=1)] = None
+) -> Reply:
     """The graded groups of one step, the newest unless one is named; `groups` may be empty.
 
     Groups of a job that learns from the answers of its rows have no rollouts.
     """
-    job = here.store.job(job_id)
-    folder = here.home / "jobs" / job.id if here.home else None
+    job = platform.store.job(job_id)
+    folder = platform.home / "jobs" / job.id if platform.home else None
     steps = Journal(folder).steps() if folder and folder.is_dir() else []
     chosen = step if step is not None else max(steps, default=None)
     groups: list[Json] = []
@@ -113,7 +115,7 @@ def rollouts(here: Here, job_id: str, step: Annotated[int | None, Query(ge=1)] =
         # A supervised or dpo job samples nothing: its journal has the lines of its rows.
         learnt = [{"line": line, "rollouts": []} for line in record.get("lines", [])]
         kept = record.get("groups", learnt)
-        items = _items(here, job.training_file, {group["line"] for group in kept})
+        items = _items(platform, job.training_file, {group["line"] for group in kept})
         groups = [_group(group, items) for group in kept]
     elif step is not None:
         raise NotFoundError(f"there are no rollouts of step {step} of {job_id}", param="step")
@@ -140,12 +142,12 @@ class CallBody(Body):
 
 
 @router.post("/jobs/{job_id}/tool")
-async def call_tool(here: Here, request: Request, job_id: str, body: CallBody) -> Reply:
+async def call_tool(platform: PlatformDep, request: Request, job_id: str, body: CallBody) -> Reply:
     """Call a tool of a job, with the headers that the job has: `{text, kind, seconds}`.
 
     The kind is answer, error (which a model reads too) or failed (which ends a rollout).
     """
-    job = here.store.job(job_id)
+    job = platform.store.job(job_id)
     entries = job.method.get("reinforcement", {}).get("tools")
     if not entries:
         raise NotFoundError(f"{job_id} has no tools", param="job_id")
@@ -154,8 +156,8 @@ async def call_tool(here: Here, request: Request, job_id: str, body: CallBody) -
         isinstance(shown, list) and all(isinstance(each, dict) for each in shown)
     ):
         raise RequestError("`item.tools` must be a list of functions", param="item.tools")
-    work = here.grading.run(partial(_called_now, entries, body, here.private_tools))
-    return Reply(await until_gone(request, work))
+    work = platform.grading.run(partial(_called_now, entries, body, platform.private_tools))
+    return Reply(await until_disconnected(request, work))
 
 
 def _called_now(entries: list[Json], body: CallBody, private: bool) -> Json:
@@ -172,10 +174,10 @@ def _called_now(entries: list[Json], body: CallBody, private: bool) -> Json:
     return dataclasses.asdict(reply)
 
 
-def _items(here: Platform, file_id: str, lines: Collection[int]) -> dict[int, Json]:
+def _items(platform: Platform, file_id: str, lines: Collection[int]) -> dict[int, Json]:
     """The rows at these lines of a file; none when the file was deleted since."""
     try:
-        path = here.store.file_path(file_id)
+        path = platform.store.file_path(file_id)
     except RftkitError:
         return {}
     with path.open("rb") as file:

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from rftkit.errors import NotFoundError, RequestError
-from rftkit.server.api import Here, Limit, Reply, Router, cut, turn_of
-from rftkit.server.api.chat import until_gone
+from rftkit.server.api import Limit, PlatformDep, Reply, Router, cut, turn_of
+from rftkit.server.api.chat import until_disconnected
 from rftkit.server.api.response_stream import Event, ItemEvents, lines, numbered, opening, replay
 from rftkit.server.inference.answering import Turn, storing
 from rftkit.server.inference.body import Body, Metadata, check_neutral, refusal
@@ -124,13 +124,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Parameters that are accepted only with a value that has no effect."""
 
 
-def _asked(here: Platform, body: ResponseBody) -> tuple[list[Json], ChatRequest]:
+def _asked(platform: Platform, body: ResponseBody) -> tuple[list[Json], ChatRequest]:
     """The conversation to keep, and the request to the worker."""
     check_neutral(body, NEUTRAL)
     conversation = messages_from(body.input)
     if body.previous_response_id is not None:
         try:
-            before = here.store.response(body.previous_response_id)
+            before = platform.store.response(body.previous_response_id)
         except NotFoundError as error:
             raise NotFoundError(error.message, param="previous_response_id") from None
         conversation = [*before.input, *conversation]
@@ -150,7 +150,7 @@ def _asked(here: Platform, body: ResponseBody) -> tuple[list[Json], ChatRequest]
             metadata=body.metadata,
             stream=body.stream,
         )
-        return conversation, chat_request(here, chat)
+        return conversation, chat_request(platform, chat)
     except ValidationError as error:
         raise _renamed(refusal(error.errors())) from None
     except RequestError as error:
@@ -168,25 +168,25 @@ def _renamed(error: RequestError) -> RequestError:
 
 
 @router.post("")
-async def create(here: Here, request: Request, body: ResponseBody) -> Response:
+async def create(platform: PlatformDep, request: Request, body: ResponseBody) -> Response:
     """Answer, and remember the conversation unless `store` is false."""
-    conversation, asked = await asyncio.to_thread(_asked, here, body)
+    conversation, asked = await asyncio.to_thread(_asked, platform, body)
     head = _head(body)
     async with AsyncExitStack() as stack:
-        turn = await stack.enter_async_context(turn_of(here, request, body))
+        turn = await stack.enter_async_context(turn_of(platform, request, body))
         if body.stream and turn.made is not None:
             return StreamingResponse(numbered(replay(turn.made)), media_type="text/event-stream")
         if body.stream:
-            messages = here.stream(asked)
-            first = await until_gone(request, anext(messages))
-            keep = _Keep(here, body, conversation, turn)
+            messages = platform.stream(asked)
+            first = await until_disconnected(request, anext(messages))
+            keep = _Keep(platform, body, conversation, turn)
             events = _events(keep, head, first, messages, stack.pop_all())
             return StreamingResponse(lines(events), media_type="text/event-stream")
         made = turn.made
         if made is None:
-            done = await until_gone(request, here.complete(asked))
+            done = await until_disconnected(request, platform.complete(asked))
             made = _finished(head, done, output_from(done["completions"][0], new_id("msg_")))
-            await _Keep(here, body, conversation, turn)(made)
+            await _Keep(platform, body, conversation, turn)(made)
     return Reply(made)
 
 
@@ -243,7 +243,7 @@ def _finished(head: Json, done: Json, output: list[Json]) -> Json:
 class _Keep:
     """Keeps a response: for its conversation, and for the same request sent again."""
 
-    here: Platform
+    platform: Platform
     body: ResponseBody
     conversation: list[Json]
     turn: Turn
@@ -257,7 +257,7 @@ class _Keep:
     def _store(self, made: Json) -> None:
         kept = {**made, "input_items": _input_items(self.body)}
         said = messages_from(made["output"])
-        self.here.store.add_response(
+        self.platform.store.add_response(
             StoredResponse(
                 id=made["id"],
                 created_at=made["created_at"],
@@ -331,18 +331,18 @@ class CountBody(Body):
 
 
 @router.post("/input_tokens")
-async def count(here: Here, body: CountBody) -> Reply:
+async def count(platform: PlatformDep, body: CountBody) -> Reply:
     """How many tokens a request would have the model read."""
     given = ResponseBody.model_validate(body.model_dump(exclude_unset=True))
-    _, asked = await asyncio.to_thread(_asked, here, given)
-    done = await here.complete(dataclasses.replace(asked, task="count"))
+    _, asked = await asyncio.to_thread(_asked, platform, given)
+    done = await platform.complete(dataclasses.replace(asked, task="count"))
     return Reply({"object": "response.input_tokens", "input_tokens": done["prompt_tokens"]})
 
 
 @router.post("/{response_id}/cancel")
-def cancel(here: Here, response_id: str) -> Reply:
+def cancel(platform: PlatformDep, response_id: str) -> Reply:
     """Refuse, as the hosted service does: only a background response can be cancelled."""
-    here.store.response(response_id)
+    platform.store.response(response_id)
     raise RequestError(
         f"{response_id} is not a background response, so it cannot be cancelled; close the "
         "connection to stop a response that is still being generated",
@@ -352,10 +352,10 @@ def cancel(here: Here, response_id: str) -> Reply:
 
 @router.get("/{response_id}")
 def retrieve(
-    here: Here, response_id: str, stream: bool = False, starting_after: int | None = None
+    platform: PlatformDep, response_id: str, stream: bool = False, starting_after: int | None = None
 ) -> Response:
     """A response that was kept; with `stream` as the events that it had."""
-    body = dict(here.store.response(response_id).body)
+    body = dict(platform.store.response(response_id).body)
     body.pop("input_items")
     if stream:
         events = numbered(replay(body), starting_after)
@@ -364,17 +364,21 @@ def retrieve(
 
 
 @router.delete("/{response_id}")
-def delete(here: Here, response_id: str) -> Reply:
+def delete(platform: PlatformDep, response_id: str) -> Reply:
     """Forget it."""
-    here.store.delete_response(response_id)
+    platform.store.delete_response(response_id)
     return Reply(wire.deleted(response_id, "response"))
 
 
 @router.get("/{response_id}/input_items")
 def input_items(
-    here: Here, response_id: str, after: str | None = None, limit: Limit = 20, order: str = "desc"
+    platform: PlatformDep,
+    response_id: str,
+    after: str | None = None,
+    limit: Limit = 20,
+    order: str = "desc",
 ) -> Reply:
     """List the input of a response."""
-    items = [input_item(item) for item in here.store.response(response_id).body["input_items"]]
+    items = [input_item(item) for item in platform.store.response(response_id).body["input_items"]]
     found, more = cut(items if order == "asc" else items[::-1], after, limit)
     return Reply(wire.page(found, more))

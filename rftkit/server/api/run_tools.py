@@ -25,12 +25,12 @@ Shown = tuple[str, Any]
 
 
 def checked_tools(
-    here: Platform, model: str | None, sampling: Json | None, content: list[Json]
+    platform: Platform, model: str | None, sampling: Json | None, content: list[Json]
 ) -> Json | None:
     """Sampling parameters whose servers are checked.
 
     Args:
-        here: the platform.
+        platform: where the run is.
         model: of the run.
         sampling: its `sampling_params`.
         content: its rows, where the request has them.
@@ -42,10 +42,10 @@ def checked_tools(
     tools = given.get("tools")
     if isinstance(tools, list):  # anything else is refused with the other parameters of a chat
         servers = [each for each in tools if isinstance(each, dict) and is_server(each)]
-        checked = check_tools(servers, f"{WHERE}.tools", private=here.private_tools)
+        checked = check_tools(servers, f"{WHERE}.tools", private=platform.private_tools)
         rest = [each for each in tools if not (isinstance(each, dict) and is_server(each))]
         given = {**given, "tools": [*rest, *checked]}
-    found = run_tools(here.store, model, given)
+    found = run_tools(platform.store, model, given)
     if (steps := given.get("max_episode_steps")) is not None:
         check_steps(steps, f"{WHERE}.max_episode_steps")
         if found is None:

@@ -17,8 +17,8 @@ from typing import Any, Literal
 from fastapi import Request
 
 from rftkit.errors import MissingExtraError, RequestError
-from rftkit.server.api import Here, Reply, Router
-from rftkit.server.api.chat import until_gone
+from rftkit.server.api import PlatformDep, Reply, Router
+from rftkit.server.api.chat import until_disconnected
 from rftkit.server.inference.body import Open
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store import wire
@@ -50,12 +50,12 @@ class RunBody(Open):
 
 
 @router.post("/run")
-async def run(here: Here, request: Request, body: RunBody) -> Reply:
+async def run(platform: PlatformDep, request: Request, body: RunBody) -> Reply:
     """Call the tool; a client that hangs up ends the call."""
-    entry = await asyncio.to_thread(_entry, here, body)  # it looks names up
-    work = here.grading.run(partial(_tried, here, body, entry))
+    entry = await asyncio.to_thread(_entry, platform, body)  # it looks names up
+    work = platform.grading.run(partial(_tried, platform, body, entry))
     try:
-        status, found = await until_gone(request, work)
+        status, found = await until_disconnected(request, work)
     except ToolFailed as error:
         refused = wire.error_body(str(error), type="server_error", code="tool_failed")
         return Reply(refused, status_code=502, headers=NO_RETRY)
@@ -67,14 +67,14 @@ async def run(here: Here, request: Request, body: RunBody) -> Reply:
     return Reply(found)
 
 
-def _entry(here: Platform, body: RunBody) -> dict[str, Any]:
+def _entry(platform: Platform, body: RunBody) -> dict[str, Any]:
     if (body.tool is None) == (body.server_url is None):
         raise RequestError(
             "give `server_url`, or `tool` with an entry of a job's `tools`", param="server_url"
         )
     given = {"name": body.name, "server_url": body.server_url, "headers": body.headers}
     try:
-        return check_tools([body.tool or given], "tool", private=here.private_tools)[0]
+        return check_tools([body.tool or given], "tool", private=platform.private_tools)[0]
     except RequestError as error:
         param = (error.param or "").replace("tool[0]", "tool")
         message = error.message.replace("tool[0]", "tool")
@@ -84,11 +84,11 @@ def _entry(here: Platform, body: RunBody) -> dict[str, Any]:
 
 
 def _tried(
-    here: Platform, body: RunBody, entry: dict[str, Any]
+    platform: Platform, body: RunBody, entry: dict[str, Any]
 ) -> tuple[int, dict[str, Any] | str]:
     given = body.arguments
     arguments = given if isinstance(given, str) else json.dumps(given)
     call = ToolCall(body.call_id or f"call_{uuid.uuid4().hex[:24]}", body.name, arguments)
     trace = body.trace_id or f"trace_{uuid.uuid4().hex}"
-    item, private = body.item or {}, here.private_tools
+    item, private = body.item or {}, platform.private_tools
     return try_tool(entry, call, trace, item, private=private, item_id=body.id)

@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from rftkit import settings
 from rftkit.errors import NotFoundError, PlatformError
-from rftkit.server.api import Here, Reply, Router
+from rftkit.server.api import PlatformDep, Reply, Router
 from rftkit.server.inference.models import check_model
 from rftkit.server.store import wire
 
@@ -45,7 +45,7 @@ FormatName = Literal["peft", "merged", "gguf"]
 
 @router.post("/{model:path}/weights")
 async def weights(
-    here: Here,
+    platform: PlatformDep,
     request: Request,
     model: str,
     merged: bool = False,
@@ -67,19 +67,19 @@ async def weights(
         str(rows),
         *([f"--quantize={quantize.lower()}"] if quantize else []),
     ]
-    await asyncio.to_thread(check_model, here, model)
-    if here.home is None:
+    await asyncio.to_thread(check_model, platform, model)
+    if platform.home is None:
         raise NotFoundError(
             "this platform keeps everything in memory, so it has no files to export", param="model"
         )
-    if here.exporting.locked():
+    if platform.exporting.locked():
         return _busy()
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(here.exporting)
-        (here.home / "exports").mkdir(exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=here.home / "exports"))
+        await stack.enter_async_context(platform.exporting)
+        (platform.home / "exports").mkdir(exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=platform.home / "exports"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        if not await _make_for(request, here.home, model, folder, wanted):
+        if not await _make_for(request, platform.home, model, folder, wanted):
             return Response(status_code=499)  # the client has disconnected
         return _Export(_packed(folder), stack.pop_all())
     raise AssertionError("unreachable")

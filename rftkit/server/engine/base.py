@@ -76,7 +76,7 @@ class Environment(Protocol):
 
 
 class Sampling(Protocol):
-    """Requests that decode together, with one adapter, whenever `go_on` is called.
+    """Requests that decode together, with one adapter, whenever `advance` is called.
 
     A request gets the same completions alone and among others, up to rounding.
     """
@@ -89,7 +89,7 @@ class Sampling(Protocol):
         """Stop sampling a request, from the next token on."""
         ...
 
-    def go_on(self, seconds: float, until: Callable[[], bool]) -> bool:
+    def advance(self, seconds: float, until: Callable[[], bool]) -> bool:
         """Sample for about so many seconds, at least one token of each request.
 
         It returns earlier, between two tokens, when `until()` is true. False: all have ended.
@@ -135,7 +135,7 @@ class Engine(Protocol):
         """
         ...
 
-    def given(self, text: str, schema: str | None) -> list[int] | None:
+    def encode_answer(self, text: str, schema: str | None) -> list[int] | None:
         """Token ids of an answer, its end token included, as a policy could have sampled it.
 
         None if it does not follow the schema. Called only if `guidance` is allowed.

@@ -137,7 +137,7 @@ def _licence(folder: Path) -> str | None:
 def prepare(
     base: BaseModel,
     home: Path,
-    say: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
     progress: weights.Progress = lambda _: None,
 ) -> Path:
     """The Hugging Face folder of a base model, made once and kept under `home`/models.
@@ -145,7 +145,7 @@ def prepare(
     Args:
         base: the model.
         home: of the platform.
-        say: gets a message before slow work.
+        on_progress: gets a message before slow work.
         progress: gets the bytes of the weights that have arrived, when they are fetched.
 
     Raises:
@@ -170,12 +170,14 @@ def prepare(
         for left in folder.parent.glob(".making-*"):  # left by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         if folder.is_dir() and (wrong := damage(folder)):
-            say(f"The converted weights of {base.name} are damaged ({wrong}); they are made again")
+            on_progress(
+                f"The converted weights of {base.name} are damaged ({wrong}); they are made again"
+            )
             shutil.rmtree(folder)
         if not folder.is_dir():
             made_from = _MAKERS[base.name]
-            source = _weights(home, say, progress) if made_from is _make_smollm2 else home
-            say(f"Converting {base.name} (once)")
+            source = _weights(home, on_progress, progress) if made_from is _make_smollm2 else home
+            on_progress(f"Converting {base.name} (once)")
             write_folder(folder, partial(made_from, source), scratch_prefix=".making-")
     return folder
 
@@ -211,10 +213,10 @@ def end_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _weights(home: Path, say: Callable[[str], None], progress: weights.Progress) -> Path:
+def _weights(home: Path, on_progress: Callable[[str], None], progress: weights.Progress) -> Path:
     if found := weights.find(home):
         return found
-    say("Fetching the weights of smollm2-135m-instruct (93 MB, once)")
+    on_progress("Fetching the weights of smollm2-135m-instruct (93 MB, once)")
     return weights.fetch(home, progress)
 
 

@@ -45,11 +45,11 @@ class Asking:
         run: EvalRun,
         call: Callable[..., Awaitable[Any]],
         diary: Diary,
-        is_going: Callable[[], bool],
+        is_running: Callable[[], bool],
     ) -> None:
         """`call` calls a function in a thread; `is_going` says that the run is not canceled."""
         self._platform, self._run, self._call = platform, run, call
-        self._diary, self._is_going = diary, is_going
+        self._diary, self._is_running = diary, is_running
         given = run.data_source.get("sampling_params") or {}
         self._sampling = {key: value for key, value in given.items() if value is not None}
         self._run_tools = run_tools(platform.store, run.model, self._sampling)
@@ -157,7 +157,7 @@ class Asking:
         return dataclasses.replace(sample, trace_id=trace), facts
 
     async def _surely(self, asked: ChatRequest) -> Json:
-        return await self._platform.complete_surely(asked, lambda _: self._is_going())
+        return await self._platform.complete_surely(asked, lambda _: self._is_running())
 
     def _request(self, messages: list[Json], **own: Any) -> ChatRequest:
         body = {

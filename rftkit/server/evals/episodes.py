@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 Json = dict[str, Any]
-Ask = Callable[[ChatRequest], Awaitable[Json]]
+SendChat = Callable[[ChatRequest], Awaitable[Json]]
 """Sends a request to the worker and returns what it answers in `done`."""
 
 MOST_TOKENS = 1_024
@@ -163,7 +163,13 @@ class Episode:
 
 
 async def play(
-    tools: Tools, row: Row, asked: ChatRequest, ask: Ask, diary: Diary, trace: str, max_steps: int
+    tools: Tools,
+    row: Row,
+    asked: ChatRequest,
+    ask: SendChat,
+    diary: Diary,
+    trace: str,
+    max_steps: int,
 ) -> Episode:
     """The turns of an item, until the model answers, has no turn or no token left, or a tool fails.
 
@@ -231,7 +237,7 @@ async def play(
         following[-1]["tokens"] = now.tokens
 
 
-async def _said(request: ChatRequest, number: int, turn: int, ask: Ask, diary: Diary) -> Json:
+async def _said(request: ChatRequest, number: int, turn: int, ask: SendChat, diary: Diary) -> Json:
     """The model's message in a turn, from the diary or sampled now."""
     known = diary.said(number, turn)
     if known is not None:

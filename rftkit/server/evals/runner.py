@@ -112,7 +112,7 @@ class _Pass:
         self._counts: Counter[str] = Counter()
         self._shown: Json = {}
         samples = run.model is not None and run.data_source["type"] != "jsonl"
-        self._asking = Asking(platform, run, call, diary, self._is_going) if samples else None
+        self._asking = Asking(platform, run, call, diary, self._is_running) if samples else None
         self._reads_sample = any(map(graders.reads_sample, self._eval.testing_criteria))
         self._compiled = [
             graders.compile_grader(
@@ -148,7 +148,7 @@ class _Pass:
             while not (await asyncio.wait({work}, timeout=CANCEL_SECONDS))[0]:
                 # Not `_call`: grades that hang may occupy all threads of the runs.
                 await asyncio.to_thread(self._show_counts)
-                if not await asyncio.to_thread(self._is_going):
+                if not await asyncio.to_thread(self._is_running):
                     await asyncio.to_thread(self._close)
                     return
             work.result()
@@ -164,7 +164,7 @@ class _Pass:
     async def _one(self, row: int, entry: Json) -> None:
         async with self._gate:
             store = self._platform.store
-            if not await self._call(self._is_going):
+            if not await self._call(self._is_running):
                 return
             sample: Sample | None
             facts: Json
@@ -172,7 +172,7 @@ class _Pass:
                 sample, facts = _given(entry, is_read=self._reads_sample)
             else:
                 sample, facts = await self._asking.answer(row, entry["item"])
-                if sample is None and not await self._call(self._is_going):
+                if sample is None and not await self._call(self._is_running):
                     return
             results = []
             if sample is not None:
@@ -190,7 +190,7 @@ class _Pass:
             self._platform.store.update_run(self._run.id, result_counts=shown)
             self._shown = shown
 
-    def _is_going(self) -> bool:
+    def _is_running(self) -> bool:
         """Return whether the run has not been canceled."""
         return self._platform.store.run(self._run.id).status == "in_progress"
 

@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rftkit.errors import InputError, NotFoundError, PlatformError
 from rftkit.server.api import (
-    Here,
+    PlatformDep,
     Reply,
     batches,
     chat,
@@ -159,19 +159,19 @@ def _model_routes(platform: Platform) -> FastAPI:
     return app
 
 
-async def _health(here: Here, request: Request) -> Reply:
+async def _health(platform: PlatformDep, request: Request) -> Reply:
     """Describe this server to clients on this machine; tell others only that it is up."""
-    problems = [trouble] if (trouble := here.worker_trouble()) else []
+    problems = [trouble] if (trouble := platform.worker_trouble()) else []
     idle_seconds = 0.0
     try:
-        idle_seconds = await asyncio.to_thread(here.idle_seconds)
+        idle_seconds = await asyncio.to_thread(platform.idle_seconds)
     except sqlite3.Error as error:
         problems.append(f"the database cannot be read ({error})")
     health: dict[str, Any] = {"status": "degraded" if problems else "ok", "version": VERSION}
     is_near = request.client is None or request.client.host in NEAR
     if is_near and "x-forwarded-for" not in request.headers:  # not a proxy on this machine
         health |= {
-            "home": str(here.home) if here.home else None,
+            "home": str(platform.home) if platform.home else None,
             "pid": os.getpid(),
             "idle_seconds": round(idle_seconds, 1),
             "problems": problems,

@@ -44,7 +44,7 @@ log = logging.getLogger("rftkit.server")
 PORTS_TRIED = 50
 WORKER = (sys.executable, "-m", "rftkit.server.worker")
 IDLE_CHECK_SECONDS = 5.0
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 """How often the server checks whether it must stop, and whether `server.json` is intact."""
 WAITING_CONNECTIONS = 512
 """Connections that the system keeps until they are accepted."""
@@ -142,10 +142,10 @@ async def _run(
 
     async def watch() -> None:
         while not server.started and not server.should_exit:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
         listener.listen(WAITING_CONNECTIONS)  # uvicorn has set it to its backlog
         while not server.should_exit:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
             keep_announced()
         platform.worker.end_chats(STOPPING)
         platform.grading.close()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rftkit import settings
 from rftkit.integrations import NOTE
-from rftkit.server.inference.backlog import keep_going
+from rftkit.server.inference.backlog import poll_forever
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import TERMINAL, Job
 
@@ -25,7 +25,7 @@ __all__ = ["keep_tracking"]
 
 log = logging.getLogger("rftkit.server")
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 ATTEMPTS = 3
 """How often the process for a job is started again when it dies."""
 END_SECONDS = 2.0
@@ -41,7 +41,7 @@ async def keep_tracking(platform: Platform, home: Path) -> None:
     tasks: dict[str, asyncio.Task[None]] = {}
     started: Counter[str] = Counter()
 
-    async def look() -> None:
+    async def poll() -> None:
         for job in await asyncio.to_thread(_due, platform, home):
             task = tasks.get(job.id)
             if started[job.id] < ATTEMPTS and (task is None or task.done()):
@@ -49,7 +49,7 @@ async def keep_tracking(platform: Platform, home: Path) -> None:
                 tasks[job.id] = asyncio.create_task(_follow(platform, home, job.id, started))
 
     try:
-        await keep_going("trackers", look, LOOK_SECONDS)
+        await poll_forever("trackers", poll, POLL_SECONDS)
     finally:
         for task in tasks.values():
             task.cancel()
@@ -86,7 +86,7 @@ async def _follow(platform: Platform, home: Path, job_id: str, started: Counter[
         async for line in process.stderr:
             last = line.decode(errors="replace").strip() or last
             if last.startswith(NOTE):
-                await asyncio.to_thread(_tell, platform, job_id, last.removeprefix(NOTE))
+                await asyncio.to_thread(_add_event, platform, job_id, last.removeprefix(NOTE))
         await process.wait()
     except asyncio.CancelledError:
         await _ended(process)
@@ -95,7 +95,7 @@ async def _follow(platform: Platform, home: Path, job_id: str, started: Counter[
     is_over = process.returncode == 0 or "JobFailed" in last or job.status in TERMINAL
     if process.returncode and job.status not in TERMINAL and started[job_id] >= ATTEMPTS:
         await asyncio.to_thread(
-            _tell, platform, job_id, f"what follows the job ended {ATTEMPTS} times: {last}"
+            _add_event, platform, job_id, f"what follows the job ended {ATTEMPTS} times: {last}"
         )
     elif is_over:
         started[job_id] = 0  # a job that is resumed is followed again
@@ -118,6 +118,6 @@ def _finish(home: Path, job_id: str) -> None:
     mark.touch()
 
 
-def _tell(platform: Platform, job_id: str, text: str) -> None:
+def _add_event(platform: Platform, job_id: str, text: str) -> None:
     text = text[:500]
     platform.store.add_event(job_id, text, level="warn", key=f"tracker {text}")

@@ -22,7 +22,7 @@ from rftkit.backoff import backoff_seconds, retry_after
 from rftkit.graders.calls import Abandoned, Calls
 from rftkit.graders.posting import post
 from rftkit.safetext import redacted
-from rftkit.server.inference.backlog import keep_going
+from rftkit.server.inference.backlog import poll_forever
 from rftkit.server.store.records import Delivery
 from rftkit.server.store.store import Store, now
 
@@ -30,7 +30,7 @@ __all__ = ["deliver_events", "signed_headers"]
 
 log = logging.getLogger("rftkit.server")
 
-LOOK_SECONDS = 1.0
+POLL_SECONDS = 1.0
 TIMEOUT_SECONDS = 15.0
 """The timeout of one attempt, however slowly the endpoint answers."""
 ATTEMPTS = 48
@@ -51,7 +51,7 @@ async def deliver_events(store: Store) -> None:
             await asyncio.to_thread(_deliver, store, delivery, calls)
 
     try:
-        await keep_going("webhooks", deliver, LOOK_SECONDS)
+        await poll_forever("webhooks", deliver, POLL_SECONDS)
     finally:
         calls.close(now=True)  # so that a hanging endpoint does not keep the server alive
 

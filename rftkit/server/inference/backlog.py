@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from rftkit.server.inference.platform import Platform
 
-__all__ = ["Backlog", "keep_going"]
+__all__ = ["Backlog", "poll_forever"]
 
 log = logging.getLogger("rftkit.server")
 
@@ -25,11 +25,11 @@ RETRY_SECONDS = 5.0
 T = TypeVar("T")
 
 
-async def keep_going(what: str, look: Callable[[], Awaitable[None]], seconds: float) -> None:
+async def poll_forever(what: str, poll: Callable[[], Awaitable[None]], seconds: float) -> None:
     """Look for work every few seconds until cancelled; an error costs one look, never the task."""
     while True:
         try:
-            await look()
+            await poll()
         except Exception:
             log.exception("%s wait", what)
             await asyncio.sleep(RETRY_SECONDS)

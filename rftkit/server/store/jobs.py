@@ -81,7 +81,7 @@ class Jobs(Database):
         ids = [job.id for job in self._queue()]
         return ids[: ids.index(job_id)] if job_id in ids else []
 
-    def say_what_it_waits_for(self, job_id: str) -> None:
+    def add_waiting_event(self, job_id: str) -> None:
         """Add the event of a job that is in the queue behind others."""
         if before := self.jobs_before(job_id):
             self._add_waits(self.job(job_id), before)
@@ -190,7 +190,7 @@ class Jobs(Database):
             job = self._job_in(job_id, frozenset({"paused"}), "resumed")
             self.add_event(job.id, "Resumed: moving the job to the queue.")
             job = self.update_job(job.id, status="queued", queue_position=self._queue_end())
-            self.say_what_it_waits_for(job.id)
+            self.add_waiting_event(job.id)
             return job
 
     def _job_in(self, job_id: str, states: frozenset[str], verb: str) -> Job:

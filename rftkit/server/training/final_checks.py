@@ -95,7 +95,7 @@ def _result(run: AnyRun, check: Check) -> dict[str, Any]:
             run,
             grader,
             rows,
-            lambda tell: sampling.sampled(run, ask, tell, kind),
+            lambda completed: sampling.sampled(run, ask, completed, kind),
             trace=functools.partial(run.trace_id, kind, 0),
         )
     failed, total, example = metrics.failure(groups)

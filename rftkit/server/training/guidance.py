@@ -91,7 +91,7 @@ def _given(run: RftRun, group: Group) -> Completion | None:
     text = reference_answer(row.item, run.response_format, grader=run.grader.spec)
     if text is None:
         return None
-    tokens = run.engine.given(text, run.schema(row))
+    tokens = run.engine.encode_answer(text, run.schema(row))
     if tokens is None or len(tokens) > run.plan.most_tokens(len(group.prompt_ids)):
         return None
     return Completion(tokens, text, [0.0] * len(tokens), "stop")

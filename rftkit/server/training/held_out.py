@@ -35,7 +35,7 @@ def with_held_out(run: RftRun, step: int, groups: Sequence[Group]) -> list[Group
         for i, j in places
     ]
     grades = while_idle(run, run.held_out, functools.partial(run.held_out.grade_many, pairs))
-    _tell_of_failure(run, step, grades)
+    _report_failure(run, step, grades)
     found = list(groups)
     for (i, j), grade in zip(places, grades, strict=True):
         rollouts = [*found[i].rollouts]
@@ -44,7 +44,7 @@ def with_held_out(run: RftRun, step: int, groups: Sequence[Group]) -> list[Group
     return found
 
 
-def _tell_of_failure(run: RftRun, step: int, grades: Sequence[Grade]) -> None:
+def _report_failure(run: RftRun, step: int, grades: Sequence[Grade]) -> None:
     """An event, once a job, when the held-out grader graded no answer."""
     if not grades or any(each.reward is not None for each in grades):
         return

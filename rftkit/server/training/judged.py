@@ -49,7 +49,7 @@ def _rubric(leaf: Leaf, sides: Sides) -> Json:
     found: Json = {}
     lines: dict[tuple[str, str], Json] = {}
     for side, groups in sides.items():
-        verdicts = [each for told in _told(leaf, groups) for each in told.get("criteria", ())]
+        verdicts = [each for judged in _judged(leaf, groups) for each in judged.get("criteria", ())]
         for name, is_one in _KINDS.items():
             found[f"{side}_{name}"] = _share(each for each in verdicts if is_one(each))
         undecided = [each["met"] is None for each in verdicts]
@@ -75,13 +75,13 @@ _KINDS: dict[str, Callable[[Json], bool]] = {
 def _relative(leaf: Leaf, sides: Sides) -> Json:
     found: Json = {}
     for side, groups in sides.items():
-        told = [list(_told(leaf, [group])) for group in groups]
-        found[f"{side}_position_bias"] = position_bias([each for group in told for each in group])
-        found[f"{side}_order_disagreement"] = disagreement(told)
+        judged = [list(_judged(leaf, [group])) for group in groups]
+        found[f"{side}_position_bias"] = position_bias([each for group in judged for each in group])
+        found[f"{side}_order_disagreement"] = disagreement(judged)
     return found
 
 
-def _told(leaf: Leaf, groups: Iterable[Group]) -> Iterator[Json]:
+def _judged(leaf: Leaf, groups: Iterable[Group]) -> Iterator[Json]:
     """The judge's verdict on each answer that it graded."""
     for group in groups:
         for rollout in group.rollouts:

@@ -115,11 +115,11 @@ def load_policy(run: AnyRun) -> int:
     database was restored): those steps are reported again from the journal first. A state is also
     skipped if its next step must be sampled again by an earlier policy (`needs_earlier_policy`).
     """
-    told = run.store.event_keys(run.job.id)
+    reported = run.store.event_keys(run.job.id)
     base = branch_step(run)
     first = base if run.is_graded else base + 1
     for step, folder in run.journal.states():
-        if not told >= {f"step-{number}" for number in range(first, step + 1)}:
+        if not reported >= {f"step-{number}" for number in range(first, step + 1)}:
             continue
         if needs_earlier_policy(run, step + 1):
             continue
@@ -189,8 +189,8 @@ def publish(run: AnyRun, step: int, message: str, data: Json, usage: Json) -> No
     left = (run.plan.total_steps - step) * sum(recent) / len(recent)
     # Only reinforcement jobs show their tokens before the end.
     is_shown = run.job.method_type == "reinforcement"
-    told = {"trained_tokens": run.trained_tokens} if is_shown else {}
-    run.store.update_job(run.job.id, estimated_finish=now() + int(left), **told)
+    reported = {"trained_tokens": run.trained_tokens} if is_shown else {}
+    run.store.update_job(run.job.id, estimated_finish=now() + int(left), **reported)
 
 
 @contextlib.contextmanager

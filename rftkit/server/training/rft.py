@@ -82,8 +82,8 @@ def begin(run: RftRun, done: int) -> None:
     """The baseline, or what a killed worker left of the step that was saved last."""
     sampling.reopen(run, "valid", done)  # a grader may have been repaired since
     run.failures = failures_before(run, done)
-    tell_weights(run)
-    tell_relative(run)
+    report_weights(run)
+    report_relative(run)
     base = run.plan.branch_step
     if done == base:
         warn_of_grader(run)
@@ -94,7 +94,7 @@ def begin(run: RftRun, done: int) -> None:
         conclude(run, done, validate(run, done))
 
 
-def tell_weights(run: RftRun) -> None:
+def report_weights(run: RftRun) -> None:
     """Add an event if the formula is not a sum although its parts are weighted separately."""
     if run.plan.advantage not in advantages.PER_GRADER_NAMES or run.weighing.is_exact:
         return
@@ -109,7 +109,7 @@ def tell_weights(run: RftRun) -> None:
     )
 
 
-def tell_relative(run: RftRun) -> None:
+def report_relative(run: RftRun) -> None:
     """Add an event if a part of the reward only compares answers of a group."""
     if not run.grader.compares_group:
         return

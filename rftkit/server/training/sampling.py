@@ -193,7 +193,7 @@ def draft_and_grade(
         run,
         run.grader,
         plan.rows,
-        lambda tell: ungraded_batch(run, kind, step, plan, tell),
+        lambda completed: ungraded_batch(run, kind, step, plan, completed),
         known=run.journal.grades(kind, step),
         keep=functools.partial(run.journal.add_grade, kind, step),
         trace=functools.partial(run.trace_id, kind, step),
@@ -328,7 +328,7 @@ def graded_while_sampling(
     with ThreadPoolExecutor(1) as pool:
         work = pool.submit(grading.grade, grader, run.response_format)
         try:
-            draft = sample(None if _asks_this_engine(run, grader) else grading.tell)
+            draft = sample(None if _asks_this_engine(run, grader) else grading.completed)
             grading.end(draft)
             since = time.perf_counter()
             meanwhile()
@@ -381,13 +381,13 @@ class _Grading:
         self._comparison = comparison(self._known_grade)
         self._rows, self._known, self._keep = rows, known, keep
         self._ended: SimpleQueue[FinishedCompletion | None] = SimpleQueue()
-        self._told: set[Place] = set()
+        self._reported: set[Place] = set()
         self._grades: dict[Place, Grade] = {}
         self._is_stopped = threading.Event()
 
-    def tell(self, i: int, index: int, completion: Completion) -> None:
+    def completed(self, i: int, index: int, completion: Completion) -> None:
         """A completion has ended."""
-        self._told.add((i, index))
+        self._reported.add((i, index))
         row = self._rows[i]
         trace = self._trace(row, index)
         self._ended.put(FinishedCompletion((i, index), row, completion, self._model, trace))
@@ -396,8 +396,8 @@ class _Grading:
         """Take the final list of completions; some may not have been reported."""
         for i, group in enumerate(draft.completions):
             for index, completion in enumerate(group):
-                if (i, index) not in self._told:
-                    self.tell(i, index, completion)
+                if (i, index) not in self._reported:
+                    self.completed(i, index, completion)
         self._ended.put(None)
 
     def stop(self) -> None:

@@ -124,9 +124,9 @@ def _mentions(grade: Grade) -> tuple[float | None, float | None]:
     """For a rubric: the share of presence criteria that are met minus that of correctness criteria;
     and the latter. None for a grader without both kinds of criteria.
     """
-    told: Iterable[Json] = grade.judged.values()
+    verdicts: Iterable[Json] = grade.judged.values()
     met: dict[str, list[bool]] = {}
-    for each in (each for said in told for each in said.get("criteria", ())):
+    for each in (each for said in verdicts for each in said.get("criteria", ())):
         if each.get("met") is not None and each.get("weight", 1.0) > 0:
             met.setdefault(each.get("check", ""), []).append(each["met"])
     if not met.get("presence") or not met.get("correctness"):

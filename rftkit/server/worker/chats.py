@@ -134,7 +134,7 @@ class ChatQueue:
 
     def _turn(self, batch: Batch | EmbeddingBatch, seconds: float) -> None:
         try:
-            if batch.go_on(seconds, self._has_news):
+            if batch.advance(seconds, self._has_news):
                 self._batches.append(batch)
         except Exception as error:
             traceback.print_exc()

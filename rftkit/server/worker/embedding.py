@@ -69,7 +69,7 @@ class EmbeddingBatch:
         """Read no further for clients that disconnected."""
         self._requests = deque(each for each in self._requests if each.chat.number not in numbers)
 
-    def go_on(self, seconds: float, until: Callable[[], bool]) -> bool:
+    def advance(self, seconds: float, until: Callable[[], bool]) -> bool:
         """Read for about this long, or until `until()`; return False when all have ended."""
         deadline = time.monotonic() + seconds
         while self._requests:

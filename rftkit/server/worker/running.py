@@ -118,11 +118,11 @@ class Batch:
             self._chats.pop(number).has_ended = True
             self._sampling.drop(number)
 
-    def go_on(self, seconds: float, until: Callable[[], bool]) -> bool:
+    def advance(self, seconds: float, until: Callable[[], bool]) -> bool:
         """Sample for about this long, or until `until()`; return False when all have ended."""
-        goes_on = self._sampling.go_on(seconds, until)
+        is_running = self._sampling.advance(seconds, until)
         self.drop([number for number, chat in self._chats.items() if chat.has_ended])
-        return goes_on
+        return is_running
 
     def fail(self, error: Exception) -> None:
         """Send an error to every chat."""

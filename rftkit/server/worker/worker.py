@@ -67,7 +67,7 @@ PAUSE_SECONDS = 10.0
 """How long a pause waits until graders finish a step; unfinished grades are then dropped."""
 ROW_SECONDS = 60.0
 """How long the chat template may take for one row of a job."""
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 """How often an idle worker polls for jobs."""
 AWAY_SECONDS = (2.0, 60.0)
 """First and longest wait for an unreachable training server."""
@@ -125,7 +125,7 @@ class Worker:
             is_serving = self.chats.serve(CHECK_SECONDS)
             job = self._claimed()
             if job is None and not is_serving:
-                self.news.wait(LOOK_SECONDS)
+                self.news.wait(POLL_SECONDS)
                 self.news.clear()
             elif job is not None:
                 self.run_job(job)

@@ -89,7 +89,7 @@ def test_the_trainer_computes_no_mask_that_the_sampler_has_made(
         return plain(self, states)
 
     monkeypatch.setattr(Grammars, "masks", masks)
-    given = engine.given('"needs review"', schema)
+    given = engine.encode_answer('"needs review"', schema)
     assert given is not None
     assert sum(computed) == len(given)
     engine.grammars.replay(schema, [given, given])

@@ -37,7 +37,7 @@ def group(engine: TorchEngine, text: str, advantages: list[float]) -> TrainGroup
     prompt = engine.encode([{"role": "user", "content": "is it so?"}])
     request = SampleRequest(prompt, [(1, i) for i in range(len(advantages) - 1)], 12, schema=SCHEMA)
     [completions] = engine.sample([request])
-    tokens = engine.given(text, SCHEMA)
+    tokens = engine.encode_answer(text, SCHEMA)
     assert tokens is not None
     return TrainGroup(
         prompt,
@@ -50,13 +50,13 @@ def group(engine: TorchEngine, text: str, advantages: list[float]) -> TrainGroup
 
 
 def test_an_answer_becomes_what_could_have_been_sampled(engine: TorchEngine) -> None:
-    tokens = engine.given('{"a": "yes"}', SCHEMA)
+    tokens = engine.encode_answer('{"a": "yes"}', SCHEMA)
     assert tokens is not None
     assert tokens[-1] in engine.eos_ids
     assert engine.tokenizer.decode(tokens[:-1]) == '{"a": "yes"}'
-    assert engine.given('{"a": "maybe"}', SCHEMA) is None
-    assert engine.given("maybe", SCHEMA) is None
-    assert engine.given("maybe", None) is not None
+    assert engine.encode_answer('{"a": "maybe"}', SCHEMA) is None
+    assert engine.encode_answer("maybe", SCHEMA) is None
+    assert engine.encode_answer("maybe", None) is not None
 
 
 def gradient(

@@ -28,7 +28,7 @@ SAYS = "import sys; sys.stderr.write('noise\\nrftkit tracker: wandb is away\\n')
 
 @pytest.fixture
 def platform_here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Platform]:
-    monkeypatch.setattr(tracking, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(tracking, "POLL_SECONDS", 0.01)
     store = Store.open(home)
     yield Platform(store=store, worker=FakeLink(), home=home)
     store.close()

@@ -63,7 +63,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
     endpoint = Endpoint(refusals=1)
     monkeypatch.setenv("RFTKIT_WEBHOOK_URL", endpoint.url)
     monkeypatch.setenv("OPENAI_WEBHOOK_SECRET", SECRET)
-    monkeypatch.setattr(webhooks, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(webhooks, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(webhooks, "LONGEST_PAUSE_SECONDS", 0)
     yield endpoint
     endpoint.server.shutdown()

@@ -59,7 +59,7 @@ class Toy:
     def encode(self, messages: Any, tools: Any = None, thinking: str | None = None) -> list[int]:
         return [int(messages[-1]["content"])]
 
-    def given(self, text: str, schema: str | None) -> list[int] | None:
+    def encode_answer(self, text: str, schema: str | None) -> list[int] | None:
         return [int(text), 9]
 
     def sample(
@@ -649,14 +649,14 @@ def of_alarms(world: World, job: Job) -> Any:
     """What a job's events have of alarms: figures by step, evidence, and events by their step."""
     events = world.store.events(job.id, limit=1000)[0][::-1]
     told = [{"type": event.type, "data": event.data} for event in events]
-    standings = story_of(told).alarms.standings
+    statuses = story_of(told).alarms.statuses
     raised = [
         (event.message.replace(job.id, "JOB"), event.data)
         for event in events
         if (event.data or {}).get("alarm")
     ]
     watch = {d["step"]: d["watch"] for e in told if (d := e["data"] or {}).get("watch")}
-    return {"watch": watch, "standings": standings, "raised": raised}
+    return {"watch": watch, "standings": statuses, "raised": raised}
 
 
 @pytest.mark.usefixtures("no_sync")

@@ -74,12 +74,12 @@ def test_a_planted_hack_pauses_the_job_and_resume_goes_on(
     ]
     assert [each["id"] for each in again] == [raised["id"], pause["id"]]
     assert steps_of(platform, job.id) == list(range(41))
-    [standing] = [
+    [status] = [
         each
-        for each in story_of(jobs.events(platform, job.id)).alarms.standings
+        for each in story_of(jobs.events(platform, job.id)).alarms.statuses
         if each.kind.name == "held_out"
     ]
-    assert standing.raised_at == step
+    assert status.raised_at == step
 
 
 def alarms_of(client: openai.OpenAI, job_id: str) -> list[Any]:

@@ -303,7 +303,7 @@ class SlowEngine:
             def join(self, number: int, request: Any, listener: Any) -> None:
                 self.chats.append(([engine.reading, *[0.1] * request.max_tokens], listener))
 
-            def go_on(self, seconds: float, until: Callable[[], bool]) -> bool:
+            def advance(self, seconds: float, until: Callable[[], bool]) -> bool:
                 """Read one new prompt, or sample a token of all chats."""
                 deadline = engine.clock.now + seconds
                 while self.chats:

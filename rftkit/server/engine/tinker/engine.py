@@ -70,7 +70,7 @@ class _Sampling:
         """
         self._waiting.pop(number, None)
 
-    def go_on(self, seconds: float, until: Callable[[], bool]) -> bool:
+    def advance(self, seconds: float, until: Callable[[], bool]) -> bool:
         """See base.Sampling: the server samples all at once, however long that takes."""
         started, self._waiting = list(self._waiting.values()), {}
         self._engine.sample(
@@ -153,7 +153,7 @@ class TinkerEngine(Prompting):
 
     # ── prompts ──────────────────────────────────────────────────────────────────────────────
 
-    def given(self, text: str, schema: str | None) -> list[int] | None:
+    def encode_answer(self, text: str, schema: str | None) -> list[int] | None:
         """A job that asks for guidance was refused (`remote.refuse`)."""
         raise NotImplementedError
 

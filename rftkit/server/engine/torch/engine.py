@@ -58,7 +58,7 @@ class Sampling:
         """See base.Sampling."""
         self._decoding.drop(number)
 
-    def go_on(self, seconds: float, until: Callable[[], bool]) -> bool:
+    def advance(self, seconds: float, until: Callable[[], bool]) -> bool:
         """See base.Sampling."""
         deadline = time.monotonic() + seconds
         with torch.no_grad(), self._engine.computing(self._adapter):
@@ -257,10 +257,10 @@ class TorchEngine(LoadedModel):
         with self.policies.using(None), torch.no_grad():
             groups = job_check.groups_of(asked, self.sample(asked, None))
             found = self.logprobs(groups)
-            sampled = job_check.apart(groups, found, None)
+            sampled = job_check.mean_difference(groups, found, None)
             own = sampled
             if self._plain_because is None:
-                own = job_check.apart(groups, found, self.own_logprobs(groups))
+                own = job_check.mean_difference(groups, found, self.own_logprobs(groups))
         lengths = sorted(len(request.prompt_ids) for request in asked)
         span = dict.fromkeys((f"{lengths[0]:,}", f"{lengths[-1]:,}"))
         where = f"prompts of {' to '.join(span)} tokens of this job"

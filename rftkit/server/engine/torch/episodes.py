@@ -147,27 +147,27 @@ class Episodes:
         ended.
         """
         self._wait_for([each.response for each in due])
-        going_on = []
+        continuing = []
         for each in due:
             row, turn = each.row, each.row.completion
             assert turn is not None, "only a turn that has ended waits"
             found = self._environment.observe(row.request, row.index, turn, each.response.result())
             observe(self._policy, row, found)
             if each.row.completion is None:
-                going_on.append(each)
+                continuing.append(each)
             else:
                 report(self._policy, each.row)
-        append_forced(self._policy, [each.row for each in going_on])
-        for each in going_on:  # a grammar may force a whole turn
+        append_forced(self._policy, [each.row for each in continuing])
+        for each in continuing:  # a grammar may force a whole turn
             if each.row.completion is not None:
                 self._end_turn(each.row, functools.partial(getattr, each, "history"))
-        going_on = [each for each in going_on if each.row.completion is None]
-        if not going_on:
+        continuing = [each for each in continuing if each.row.completion is None]
+        if not continuing:
             return []
-        going_on.sort(key=lambda each: (prompts.order.index(each.row.request), each.row.index))
-        rows = [each.row for each in going_on]
+        continuing.sort(key=lambda each: (prompts.order.index(each.row.request), each.row.index))
+        rows = [each.row for each in continuing]
         layout = prompts.layout(self._policy, rows)
-        layout.resume([each.history for each in going_on])
+        layout.resume([each.history for each in continuing])
         return [Wave(rows, layout, None, differs=True)]
 
     def _wait_for(self, responses: Sequence[Future[Any]]) -> None:

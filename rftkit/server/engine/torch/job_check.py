@@ -14,7 +14,7 @@ import torch
 
 from rftkit.server.engine.values import Completion, SampleRequest, TrainGroup
 
-__all__ = ["NUM_PROMPTS", "NUM_TOKENS", "apart", "groups_of", "some_of", "within"]
+__all__ = ["NUM_PROMPTS", "NUM_TOKENS", "groups_of", "mean_difference", "some_of", "within"]
 
 NUM_PROMPTS = 3
 NUM_TOKENS = 6
@@ -48,7 +48,9 @@ def groups_of(
     ]
 
 
-def apart(groups: Sequence[TrainGroup], found: torch.Tensor, other: torch.Tensor | None) -> float:
+def mean_difference(
+    groups: Sequence[TrainGroup], found: torch.Tensor, other: torch.Tensor | None
+) -> float:
     """The mean difference of log-probs from others, or from those stored during sampling."""
     if other is None:
         stored = [x for group in groups for row in group.sampling_logprobs_G_T for x in row]

@@ -138,7 +138,7 @@ class LoadedModel(Prompting):
             "transformers": transformers.__version__,
         }
 
-    def given(self, text: str, schema: str | None) -> list[int] | None:
+    def encode_answer(self, text: str, schema: str | None) -> list[int] | None:
         """See Engine.given."""
         end = self.tokenizer.eos_token_id
         ids = self.tokenizer.encode(text, add_special_tokens=False)
