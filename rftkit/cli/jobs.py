@@ -58,13 +58,15 @@ def create_job(
         typer.Option(
             "--from",
             metavar="JOB@STEP",
-            help="Continue another job from a kept step, optimizer included. Everything that you "
-            "do not give is that job's.",
+            help="Continue another job from a kept step, optimizer included. Whatever you "
+            "leave out is taken from that job.",
         ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Argument(help="A dataset folder, a bundled dataset, or JSONL file of training rows."),
+        typer.Argument(
+            help="A dataset folder, a bundled dataset, or a JSONL file of training rows."
+        ),
     ] = None,
     dataset: Annotated[str | None, typer.Option(metavar="NAME", help="The same as DATA.")] = None,
     train: Annotated[str | None, typer.Option(help="JSONL file to upload, or a file id.")] = None,

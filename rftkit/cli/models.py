@@ -87,7 +87,7 @@ def export_model(
     quantize: Annotated[
         str | None,
         typer.Option(
-            help="The numbers of a GGUF file: f16 (the default), q8_0, q4_k_m and others."
+            help="Number format of a GGUF file: f16 (the default), q8_0, q4_k_m and others."
         ),
     ] = None,
     rows: Annotated[

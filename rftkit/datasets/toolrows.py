@@ -49,9 +49,9 @@ def _malformed(part: Part) -> Iterator[Finding]:
         yield Finding(
             "error",
             "malformed_tool",
-            f"{part.rows.name}: {counted(found.count, 'row')} with `tools` that are no functions",
-            "write {type: 'function', function: {name, description, parameters}}; where calls go "
-            "is said by the `tools` of the job",
+            f"{part.rows.name}: {counted(found.count, 'row')} with `tools` that are not functions",
+            "write {type: 'function', function: {name, description, parameters}}; the "
+            "`tools` of the job say where calls go",
             found.count,
             part.places(found.numbers),
         )

@@ -89,7 +89,7 @@ _HOMES = {
         "calibration_statuses",
         "judges",
         "read_calibration",
-    ),  # fmt: skip
+    ),
     "closed": ("AnswerField", "answer_fields"),
     "cluster": ("ClusterGrader", "cluster_grader"),
     "embeddings": ("EmbeddingCall", "embedding_call"),

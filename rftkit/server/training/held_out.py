@@ -53,8 +53,8 @@ def _report_failure(run: RftRun, step: int, grades: Sequence[Grade]) -> None:
     run.store.add_event(
         run.job.id,
         f"The held-out grader graded none of the {len(grades)} answers of step {step} that it was "
-        f"given: {reason[:LONGEST]}. Its alarm cannot be raised from such steps; training goes on. "
-        "This is said once.",
+        f"given: {reason[:LONGEST]}. Such steps cannot raise its alarm; training continues. This "
+        "event is added once.",
         level="warn",
         key="held_out_failed",
     )

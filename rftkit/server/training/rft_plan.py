@@ -68,7 +68,7 @@ def make_plan(
     shared = shared_settings(job, engine, effort)
     if effort != "default" and shared["thinking"] is None:
         shared["ignored"]["reasoning_effort"] = (
-            "the model does not think before it answers (to make it think, set metadata `thinking` "
+            "the model does not reason before it answers (to make it reason, set metadata `thinking` "
             "to the tag that opens its reasoning)"
         )
     guidance = _guidance(knobs, shared["thinking"], engine.kind, job, rows)
@@ -185,7 +185,7 @@ def reasons(plan: Plan) -> dict[str, str]:
         ),
         "eval_interval": f"a quarter of the {plan.total_steps} steps; also before and after them",
         "eval_samples": "1: the most likely answer, the same at every validation",
-        "reasoning_effort": "half of max_completion_tokens for reasoning, if the model thinks",
+        "reasoning_effort": "half of max_completion_tokens for reasoning, if the model reasons",
     }
 
 
@@ -202,7 +202,7 @@ def _guidance(knobs: Knobs, tag: str | None, engine: str, job: Job, rows: Sequen
     elif compares_group(job.method["reinforcement"].get("grader") or {}):
         why = "the grader compares the answers of a group, and a reference answer is not one"
     elif tag is not None:
-        why = "the model thinks before it answers, and references have no reasoning"
+        why = "the model reasons before it answers, and references have no reasoning"
     elif rows:
         asked = job.method["reinforcement"]
         if not have_references(rows, asked["grader"], asked.get("response_format")):
