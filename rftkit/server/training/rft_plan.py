@@ -68,8 +68,8 @@ def make_plan(
     shared = shared_settings(job, engine, effort)
     if effort != "default" and shared["thinking"] is None:
         shared["ignored"]["reasoning_effort"] = (
-            "the model does not reason before it answers (to make it reason, set metadata `thinking` "
-            "to the tag that opens its reasoning)"
+            "the model does not reason before it answers (to make it reason, set metadata "
+            "`thinking` to the tag that opens its reasoning)"
         )
     guidance = _guidance(knobs, shared["thinking"], engine.kind, job, rows)
     batch_size = min(value("batch_size", AUTO_BATCH[guidance]), num_rows)
