@@ -71,6 +71,7 @@ def begin(run: OfflineRun, done: int) -> None:
 
 def gather(run: OfflineRun, step: int) -> list[Encoded]:
     """The rows of a step; the journal has their lines and references."""
+    run.clock.start()
     examples = epoch_rows(run.examples, run.plan, step)
     record = run.journal.record("steps", step)
     if record is None:

@@ -1,7 +1,7 @@
 """The loop that all methods share: read `train` from top to bottom.
 
-    load the policy → begin → for each step: gather what it learns from → update → validate →
-    report → conclude → finish
+    load the policy → begin → grade again → for each step: gather what it learns from → update →
+    validate → report → conclude → finish
 
 A method is a module with the functions of `Method`: `rft`, `supervised`, `dpo`. This module has
 what is the same for each: where a killed job continues, how a job is paused or cancelled, and how
@@ -19,7 +19,6 @@ from typing import Any, Protocol
 from rftkit.errors import PlatformError
 from rftkit.server.engine.values import NotFiniteError
 from rftkit.server.store.store import now
-from rftkit.server.training.budgets import check_core_seconds
 from rftkit.server.training.checkpoints import keep_adapter, list_checkpoint, name_model, sweep
 from rftkit.server.training.context import AnyRun, Stopped
 from rftkit.server.training.final_checks import run_checks
@@ -99,12 +98,10 @@ def train(run: AnyRun, method: Method) -> None:
     method.begin(run, done)
     regrade(run, done, method.step_message)  # a grader may have been repaired since
     for step in range(done + 1, run.plan.total_steps + 1):
-        run.clock.start()
         batch = method.gather(run, step)
         stats = method.update(run, step, batch)
         valid = method.validate(run, step)
         method.report(run, step, batch, stats, valid)
-        check_core_seconds(run, step)
         method.conclude(run, step, valid)
     finish(run, method)
 

@@ -97,7 +97,6 @@ def begin(run: OfflineRun, done: int) -> None:
         run.clock.start()
         valid = Valid(groups=graded_answers(run, 0))
         report(run, 0, None, None, valid)
-        check_core_seconds(run, 0)
         conclude(run, 0, valid)
     elif done and run.plan.validates(done):
         conclude(run, done, Valid(groups=graded_answers(run, done) if run.is_graded else None))
@@ -199,6 +198,7 @@ def conclude(run: OfflineRun, step: int, valid: Valid | None) -> None:
 
     The state comes last: a kill before it repeats the step, which makes whatever is missing.
     """
+    check_core_seconds(run, step)
     if valid is None or not run.plan.validates(step):
         if time.monotonic() - run.saved_at > STATE_SECONDS:
             _save(run, step)

@@ -44,7 +44,6 @@ def probe(run: AnyRun, method: Method) -> None:
         load_policy(run)
         method.baseline(run)
         for step in range(1, min(STEPS, run.plan.total_steps) + 1):
-            run.clock.start()
             batch = method.gather(run, step)
             stats = method.update(run, step, batch)
             method.report(run, step, batch, stats, None)

@@ -88,7 +88,6 @@ def begin(run: RftRun, done: int) -> None:
     if done == base:
         warn_of_grader(run)
         valid = baseline(run)
-        check_core_seconds(run, base)
         conclude(run, base, valid)
     elif run.plan.validates(done):
         conclude(run, done, validate(run, done))
@@ -136,6 +135,7 @@ def conclude(run: RftRun, step: int, valid: Sequence[Group] | None) -> None:
 
     The state comes last: a kill before it repeats the step, which makes whatever is missing.
     """
+    check_core_seconds(run, step)
     if valid is None:
         stop_if_requested(run, step)
         return
@@ -170,6 +170,7 @@ def gather(run: RftRun, step: int) -> list[Group]:
         if run.journal.record("steps", following) is None:
             sampling.ungraded_batch(run, "steps", following, plan(following))
 
+    run.clock.start()
     groups, seconds = sampling.graded(
         run, "steps", step, plan(step), ahead, lambda found: complete(run, step, found)
     )

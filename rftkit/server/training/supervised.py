@@ -54,6 +54,7 @@ COLUMNS = {
 
 def gather(run: OfflineRun, step: int) -> list[Encoded]:
     """The rows of a step; the journal has their lines."""
+    run.clock.start()
     examples = epoch_rows(run.examples, run.plan, step)
     if run.journal.record("steps", step) is None:
         run.journal.write_record("steps", step, {"lines": [each.line for each in examples]})
