@@ -100,10 +100,10 @@ def _for_eval(part: Spec) -> list[Spec]:
 
 
 def _known(part: Spec) -> Spec:
-    if part["type"] == "relative":
+    if not types.spec_type(part).is_hosted:
         raise GraderSpecError(
-            f"`{part['name']}` is a relative grader, which compares the answers of a group; hosted "
-            "services grade one answer at a time and have no such type",
+            f"`{part['name']}` is a grader of type {part['type']}; hosted services have no such "
+            "type, and none that does the same",
             param="type",
         )
     return {key: value for key, value in part.items() if key != "isolation"}

@@ -230,9 +230,11 @@ class GraderForm:
         if self.kind.value == old.get("type"):
             return
         fresh = self._default(self.kind.value)
-        kept = {key: old[key] for key in ("input", "reference") if isinstance(old.get(key), str)}
-        if not isinstance(fresh.get("input"), str):
-            kept = {}
+        kept = {
+            key: old[key]
+            for key in ("input", "reference")
+            if isinstance(old.get(key), str) and isinstance(fresh.get(key), str)
+        }
         self._put({**({"name": old["name"]} if "name" in old else {}), **fresh, **kept})
         self._draw_part()
 
