@@ -67,7 +67,7 @@ def follow_tracked(client: OpenAI, job_id: str, chosen: Sequence[Entry], *, is_q
     from rftkit.jobs.trackers import Tracked
 
     progress = None if is_quiet else jobs.Progress()
-    tracked = Tracked(client, chosen, _report, _report)
+    tracked = Tracked(client, chosen, _warn, _report)
 
     def on_update(update: Update) -> None:
         if progress is not None:
@@ -84,7 +84,7 @@ def _value(name: str, text: str) -> Any:
     return text.split(",") if name == "tags" else text
 
 
-def _report(text: str) -> None:
+def _warn(text: str) -> None:
     print(f"{NOTE}{text}", file=sys.stderr, flush=True)
 
 

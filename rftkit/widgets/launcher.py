@@ -391,7 +391,7 @@ class JobLauncher(Panel):
 
     def _build(self) -> Sequence[ipywidgets.Widget]:
         self._top, self._found, self._body = self._html(), self._html(), self._html()
-        self._form = form = LaunchForm(self._take, self._guard)
+        self._form = form = LaunchForm(self._set_typed, self._guard)
         models = [model.id for model in self._client.models.list()]
         self._model = ipywidgets.Combobox(options=models, description="Model", **wide())
         self._bind("model", self._model)
@@ -453,7 +453,7 @@ class JobLauncher(Panel):
 
         def override() -> None:
             others = [each for each in self.overridden if each != name]
-            self._take("overridden", [*others, name] if box.value else others)
+            self._set_typed("overridden", [*others, name] if box.value else others)
 
         box.observe(lambda _: self._guard(override), names="value")
         return box

@@ -183,7 +183,7 @@ class Panel(HasTraits):
         if changed:
             self._redraw(changed)
 
-    def _take(self, name: str, value: Any) -> None:
+    def _set_typed(self, name: str, value: Any) -> None:
         """Set a part of the state to what was typed, if that has changed."""
         if getattr(self, name) != value:
             self.set(**{name: value})

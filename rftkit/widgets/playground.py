@@ -386,7 +386,8 @@ class Playground(Panel):
             layout=wide(),
         )
         self._models.observe(
-            lambda _: self._guard(lambda: self._take("chosen", list(self._models.value))), "value"
+            lambda _: self._guard(lambda: self._set_typed("chosen", list(self._models.value))),
+            "value",
         )
         self._question = ipywidgets.Textarea(
             description="Prompt", placeholder="or choose a row", style=style, layout=wide()
@@ -439,7 +440,7 @@ class Playground(Panel):
         typed = self._number.value.strip()
         if typed and not (typed.isdigit() and int(typed)):
             raise InputError(f"a row must be a number from 1, found {typed!r}")
-        self._take("row", int(typed) - 1 if typed else None)
+        self._set_typed("row", int(typed) - 1 if typed else None)
 
     def _changed(self, names: Set[str]) -> None:
         if "prompt_file" in names or self.prompt_file:
