@@ -6,6 +6,7 @@ The official `openai` client drives both platforms; where the model worker is no
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import filelock
 import openai
 import pytest
 
@@ -159,29 +161,43 @@ def app_client(served: Served) -> openai.OpenAI:
 
 @pytest.fixture(scope="session")
 def made_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `models` folder with `rftkit-tiny`, made once, for tests that need a home of their own."""
-    folder = tmp_path_factory.mktemp("made")
+    """A `models` folder with `rftkit-tiny`, made once for all processes that run tests."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
     program = (
         "import pathlib, sys; from rftkit.server.engine import models; "
         "models.prepare(models.BUNDLED['rftkit-tiny'], pathlib.Path(sys.argv[1]))"
     )
-    subprocess.run([sys.executable, "-c", program, str(folder)], check=True)
-    return folder / "models"
+    with filelock.FileLock(folder / "made.lock"):
+        if not (folder / "made").is_dir():
+            subprocess.run([sys.executable, "-c", program, str(folder / "made")], check=True)
+    return folder / "made" / "models"
 
 
 @pytest.fixture
-def worker(home: Path, made_models: Path) -> Iterator[Worker]:
-    """A worker without its process, with `rftkit-tiny` made; `in_process` gives it jobs."""
+def tiny(home: Path, made_models: Path) -> Path:
+    """The folder of `rftkit-tiny` in the home of the test."""
     shutil.copytree(made_models, home / "models")
+    [folder] = (home / "models").glob("rftkit-tiny-*")
+    return folder
+
+
+@pytest.fixture
+def worker(home: Path, tiny: Path) -> Iterator[Worker]:
+    """A worker without its process; `in_process` gives it jobs on `rftkit-tiny`."""
     worker = Worker(home, lambda message: None)
     yield worker
     worker.store.close()
 
 
 @pytest.fixture(scope="session")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[openai.OpenAI]:
+def platform(
+    tmp_path_factory: pytest.TempPathFactory, made_models: Path
+) -> Iterator[openai.OpenAI]:
     """The official client of a real server process with its real worker, one for the session."""
     folder = tmp_path_factory.mktemp("platform")
+    shutil.copytree(made_models, folder / "models")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RFTKIT_HOME", str(folder))
         patch.setenv("OMP_NUM_THREADS", "1")  # tiny models wait for threads more than they compute

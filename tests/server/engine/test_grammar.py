@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from rftkit import datasets
-from rftkit.server.engine import grammar, models
+from rftkit.server.engine import grammar
 from rftkit.server.engine.decoding_state import DecodingState
 from rftkit.server.engine.grammar import Grammars
 from rftkit.server.engine.torch.engine import TorchEngine
@@ -77,9 +78,9 @@ def test_sets_of_tokens_change_no_mask(
 
 
 def test_the_trainer_computes_no_mask_that_the_sampler_has_made(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = TorchEngine(models.prepare(models.find_base("rftkit-tiny"), tmp_path), name="tiny")
+    engine = TorchEngine(tiny, name="tiny")
     schema = json.dumps({"type": "string", "enum": ["yes", "no", "needs review"]})
     computed = []
     plain = Grammars.masks
@@ -96,10 +97,8 @@ def test_the_trainer_computes_no_mask_that_the_sampler_has_made(
     assert sum(computed) == len(given)
 
 
-def test_masks_that_were_used_longest_ago_go(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = TorchEngine(models.prepare(models.find_base("rftkit-tiny"), tmp_path), name="tiny")
+def test_masks_that_were_used_longest_ago_go(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TorchEngine(tiny, name="tiny")
     grammars = engine.grammars
     each = 4 * -(-grammars.vocab_size // 32)
     monkeypatch.setattr(grammar, "KEPT_BYTES", 3 * each)

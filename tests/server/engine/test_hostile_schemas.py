@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rftkit.errors import RequestError
-from rftkit.server.engine import models
 from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.engine.values import SampleRequest
 
@@ -35,8 +35,8 @@ TAKEN: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
-    folder = models.prepare(models.find_base("rftkit-tiny"), tmp_path_factory.mktemp("home"))
+def engine(made_models: Path) -> TorchEngine:
+    [folder] = made_models.glob("rftkit-tiny-*")
     return TorchEngine(folder, name="rftkit-tiny")
 
 

@@ -190,7 +190,9 @@ def worker_pid(home: Path) -> int:
     raise AssertionError("no worker")
 
 
-def test_a_killed_worker_loses_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_worker_loses_nothing(
+    home: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     chance = random.Random(0)
     with connect() as client:

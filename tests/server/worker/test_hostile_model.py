@@ -23,11 +23,6 @@ from rftkit.server.worker.worker import Worker
 PACKAGE = Path(__file__).parents[3] / "rftkit"
 
 
-@pytest.fixture
-def tiny(home: Path) -> Path:
-    return models.prepare(models.find_base("rftkit-tiny"), home)
-
-
 def hostile(tiny: Path, folder: Path) -> Path:
     """A copy of the tiny model that asks for code of its own, wherever it can."""
     shutil.copytree(tiny, folder)

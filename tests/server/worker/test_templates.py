@@ -13,7 +13,7 @@ import in_process
 import pytest
 
 from rftkit.errors import InputError
-from rftkit.server.engine import models, prompts
+from rftkit.server.engine import prompts
 from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.engine.values import Completion
 from rftkit.server.inference.platform import Platform
@@ -28,9 +28,8 @@ FOR_EVER = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{%
 SEVENTH = r"rows\.jsonl:7"
 
 
-def hostile(home: Path, does: str) -> None:
+def hostile(home: Path, tiny: Path, does: str) -> None:
     """Make the model `mine`, whose template does this to a later row."""
-    tiny = models.prepare(models.find_base("rftkit-tiny"), home)
     folder = home / "hostile"
     shutil.copytree(tiny, folder)
     template = folder / "chat_template.jinja"
@@ -48,10 +47,9 @@ def hostile(home: Path, does: str) -> None:
     ],
 )
 def test_a_template_that_fails_on_a_later_row_fails_the_job_with_the_line(
-    does: str, words: str, home: Path
+    does: str, words: str, home: Path, tiny: Path
 ) -> None:
-    home.mkdir(exist_ok=True)
-    hostile(home, does)
+    hostile(home, tiny, does)
     worker = Worker(home, lambda message: None)
     job = in_process.run(worker, in_process.add_job(worker, model="mine"))
     assert job.status == "failed"
@@ -60,7 +58,7 @@ def test_a_template_that_fails_on_a_later_row_fails_the_job_with_the_line(
     assert re.search(f"{SEVENTH}: .*({words})", job.error["message"]), job.error["message"]
 
 
-def test_every_row_is_rendered_within_a_time_limit_that_names_it(home: Path) -> None:
+def test_every_row_is_rendered_within_a_time_limit_that_names_it(home: Path, tiny: Path) -> None:
     sent: list[dict[str, Any]] = []
     worker = Worker(home, sent.append)
     job = in_process.run(worker, in_process.add_job(worker))
@@ -85,10 +83,11 @@ async def until_ended(platform: Platform, job: Job) -> Job:
 
 
 @pytest.mark.timeout(600)
-def test_a_template_that_hangs_on_a_later_row_fails_the_job_and_not_the_next(home: Path) -> None:
+def test_a_template_that_hangs_on_a_later_row_fails_the_job_and_not_the_next(
+    home: Path, tiny: Path
+) -> None:
     """The worker is killed and replaced; what it was doing is said in words."""
-    home.mkdir(exist_ok=True)
-    hostile(home, FOR_EVER)
+    hostile(home, tiny, FOR_EVER)
     filler = Worker(home, lambda message: None)
     job = in_process.add_job(filler, model="mine")
     following = in_process.add_job(filler)
@@ -131,9 +130,8 @@ def test_a_cancelled_job_renders_no_further_row(
     assert len(seen) == 1
 
 
-def test_text_that_fits_no_context_is_not_tokenized(home: Path) -> None:
-    folder = models.prepare(models.find_base("rftkit-tiny"), home)
-    engine = TorchEngine(folder, name="rftkit-tiny")
+def test_text_that_fits_no_context_is_not_tokenized(tiny: Path) -> None:
+    engine = TorchEngine(tiny, name="rftkit-tiny")
     most = prompts.most_characters(engine.tokenizer, engine.context_tokens)
     with pytest.raises(InputError, match="characters of these messages") as caught:
         engine.encode([{"role": "user", "content": "x" * most}])
