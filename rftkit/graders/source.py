@@ -42,8 +42,8 @@ _EXECUTING_MODULES = frozenset({
     "runpy", "sh", "shelve", "sqlalchemy", "sqlite3", "subprocess", "sympy", "timeit", "trace",
     "unittest", "zipimport",
 })  # fmt: skip
-"""Packages that execute their input: templates, formulas (`sympy.simplify`), pickles, SQL (which may
-change a database that later answers are graded with)."""
+"""Packages that execute their input: templates, formulas (`sympy.simplify`), pickles, SQL (which
+may change a database that later answers are graded with)."""
 
 
 def check_source(source: str, *, param: str | None = None) -> None:

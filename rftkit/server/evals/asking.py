@@ -47,7 +47,7 @@ class Asking:
         diary: Diary,
         is_running: Callable[[], bool],
     ) -> None:
-        """`call` calls a function in a thread; `is_going` says that the run is not canceled."""
+        """`call` calls a function in a thread; `is_running` says that the run is not canceled."""
         self._platform, self._run, self._call = platform, run, call
         self._diary, self._is_running = diary, is_running
         given = run.data_source.get("sampling_params") or {}
