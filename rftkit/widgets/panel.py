@@ -71,7 +71,7 @@ if (panel && !panel.rkKeys) {
     }
     e.preventDefault();
     send('key ' + e.key);
-  });
+  }, true);
 }"""
 STORED_BYTES = 30_000
 """Maximum size of the HTML that is stored in the .ipynb beside a live widget."""
@@ -92,7 +92,8 @@ one, such as the list of jobs in a monitor, only the inner one hears of it.
 The keys of a panel are kept from JupyterLab, which reads letters as commands: `r` makes a raw cell.
 
 Where the markup has `data-rk-keys`, such a key acts wherever the focus is, but in a field with
-text; a digit goes to the first field.
+text; a digit goes to the first field. They are heard on their way down, because ipywidgets stops a
+key that is pressed in a text field.
 """
 
 

@@ -16,14 +16,18 @@ __all__ = ["chromium"]
 
 
 def test_labels_in_a_browser(tmp_path: Path, chromium: Any) -> None:
-    """Keys act from any control, a digit goes to the field, and none reaches JupyterLab."""
+    """Keys act from any control, a digit goes to the field, and none reaches JupyterLab.
+
+    A text field of ipywidgets stops its keys on their way up.
+    """
     panel = Labeller(sample_comparison.samples(), tmp_path / "labels.jsonl", most=5)
     panel.widget()
     page = tmp_path / "page.html"
     page.write_text(
         f"""<!doctype html><title>t</title><link rel="icon" href="data:,"><div class="rk-panel">
         <div class="rk-acts"><input></div><div>{KEYS}</div><div>{panel._view.value}</div>
-        <div class="rk-entry"><input id="field"></div><button id="skip">Skip</button></div>"""
+        <div class="rk-entry"><input id="field" onkeydown="event.stopPropagation()"></div>
+        <button id="skip">Skip</button></div>"""
     )
     with opened(chromium, page) as tab:
         tab.evaluate(
