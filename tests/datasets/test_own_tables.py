@@ -237,9 +237,9 @@ def test_the_panel_makes_the_same_rows(tickets: Path, monkeypatch: pytest.Monkey
     maker = browser._maker
     assert maker is not None
     assert "has no prompts yet" in maker._top.value
-    maker._said.value = "Ticket: {tickt}"
+    maker._prompt.value = "Ticket: {tickt}"
     assert "did you mean ticket?" in maker._view.value
-    maker._said.value = "Ticket: {ticket}"
+    maker._prompt.value = "Ticket: {ticket}"
     maker._go.click()
     assert maker.error == ""
     assert "✓ 20 rows are in tickets-rows.jsonl" in maker._done.value

@@ -102,11 +102,11 @@ def test_a_watchdog_that_was_ended_is_replaced_and_told_of_all(tmp_path: Path) -
     with subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
     ) as alive:
-        watchdog.tell(alive.pid, started_at(alive.pid), str(tmp_path / "scratch"))
+        watchdog.report(alive.pid, started_at(alive.pid), str(tmp_path / "scratch"))
         first = watchdog.pid
         os.kill(first, signal.SIGKILL)
         until(lambda: not _is_running(first))
-        watchdog.tell(1 << 22, "0", str(tmp_path / "another"))
+        watchdog.report(1 << 22, "0", str(tmp_path / "another"))
         assert watchdog.pid != first
         assert alive.poll() is None
         os.close(watchdog._pipe)  # as the end of this process does
@@ -234,7 +234,7 @@ def test_a_process_that_cannot_be_started_leaves_nothing(
     sandbox = Sandbox("def grade(sample, item):\n    return 1.0\n", workers=1, unconfined=True)
     with pytest.raises(Fault, match=r"python_grader_server_error.*Too many open files"):
         sandbox.grade({}, {})
-    assert list(tmp_path.glob(f"{processes.PREFIX}*")) == []
+    assert list(tmp_path.glob(f"{cgroups.PREFIX}*")) == []
     assert all(process.returncode is not None for process in started)
     assert sandbox.grade({}, {}) == 1.0
     sandbox.close()

@@ -119,8 +119,8 @@ def test_an_edited_file_that_a_default_names_is_read_again(tmp_path, monkeypatch
         (tmp_path / "data.txt").write_text(content)
         told.append([])
 
-        def make_all(book, *_, say, **__):
-            say(f"{len(book.todo)} to do")
+        def make_all(book, *_, on_progress, **__):
+            on_progress(f"{len(book.todo)} to do")
             for run in book.todo:
                 book.put(replace(run, status="done"))
                 (book.folder / run.page).touch()
