@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 import time
 from typing import Any, TextIO
 
@@ -18,6 +19,8 @@ from rftkit.jobs.metrics import step_metrics
 __all__ = ["Progress", "duration"]
 
 BAR_WIDTH = 10
+PLAIN_WIDTH = 120
+"""Columns of an event where nothing is live; the first of a job lists every setting."""
 SEPARATOR = " · "
 
 
@@ -25,7 +28,8 @@ class Progress:
     """Shows a job while it runs.
 
     On a terminal the current step is one line rewritten in place; validations, warnings and the
-    end stay. Elsewhere each of these, and each step, is one plain line.
+    end stay. Elsewhere each of these, each step, and each event of a running job before its first
+    step, is one plain line.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -73,6 +77,8 @@ class Progress:
             self._keep(f"{event['level']}: {event.get('message', '')}")
         else:
             self._message = event.get("message", "")
+            if not self._live and self._status == "running" and not self._steps:
+                self._keep(textwrap.shorten(self._message, PLAIN_WIDTH, placeholder=" …"))
 
     def _line(self, elapsed: float) -> list[str]:
         if not self._steps:

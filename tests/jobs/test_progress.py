@@ -50,6 +50,23 @@ def test_one_plain_line_per_step_where_nothing_is_live() -> None:
     assert lines[-1] == f"{sample_job.JOB} succeeded: ft:smollm2-135m-instruct:local:review:sample"
 
 
+def test_what_comes_before_the_first_step_is_told_where_nothing_is_live() -> None:
+    """Minutes, on a slow processor: the model is loaded, compared and validated."""
+
+    def said(message: str) -> jobs.Event:
+        return {"id": message, "level": "info", "type": "message", "message": message}
+
+    settings = "Fine-tuning job started: " + ", ".join(f"setting_{i}={i}" for i in range(40))
+    validating = "Validating smollm2-135m-instruct on 60 rows before training"
+    story = [update(), update(said(settings)), update(said(validating))]
+    first, second, third = shown(io.StringIO(), story).splitlines()
+    assert first == "loading the model"
+    assert second.startswith("Fine-tuning job started: setting_0=0, ")
+    assert second.endswith(" …")
+    assert len(second) <= 120
+    assert third == validating
+
+
 def test_a_terminal_keeps_validations_only() -> None:
     text = shown(Terminal(), story())
     kept = [line.rpartition("\x1b[K")[2] for line in text.split("\n") if line]

@@ -121,6 +121,11 @@ class Run(Generic[P]):
         """Whether answers to the validation rows are graded: then there is a step 0 too."""
         return self.compiled_grader is not None and bool(self.valid_rows)
 
+    @property
+    def first_step(self) -> int:
+        """The step of another job that this one continues from; 0 if it is not a branch."""
+        return int(getattr(self.plan, "branch_step", 0))
+
     @cached_property
     def weighing(self) -> Weighing:
         """The sub-graders and their weights in the total."""

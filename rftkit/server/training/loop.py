@@ -30,7 +30,6 @@ __all__ = [
     "Json",
     "Method",
     "account_for_judges",
-    "branch_step",
     "finish",
     "load_policy",
     "naming_lines",
@@ -113,7 +112,7 @@ def load_policy(run: AnyRun) -> int:
     skipped if its next step must be sampled again by an earlier policy (`needs_earlier_policy`).
     """
     reported = run.store.event_keys(run.job.id)
-    base = branch_step(run)
+    base = run.first_step
     first = base if run.is_graded else base + 1
     for step, folder in run.journal.states():
         if not reported >= {f"step-{number}" for number in range(first, step + 1)}:
@@ -141,18 +140,13 @@ def load_policy(run: AnyRun) -> int:
     return base
 
 
-def branch_step(run: AnyRun) -> int:
-    """The step of another job that this one continues from; 0 if it is not a branch."""
-    return int(getattr(run.plan, "branch_step", 0))
-
-
 def needs_earlier_policy(run: AnyRun, step: int) -> bool:
     """Whether the completions of a step are lost, and the policy after the last one is too late.
 
     With `max_staleness` a step is sampled before the update of the step before it. When its record
     or draft is damaged, only a replay from an earlier state gives the same completions again.
     """
-    first = branch_step(run) + 1
+    first = run.first_step + 1
     if not getattr(run.plan, "max_staleness", 0) or not first < step <= run.plan.total_steps:
         return False
     journal = run.journal

@@ -210,7 +210,7 @@ def anchors(run: AnyRun, step: int) -> Anchor:
     Raises:
         PlatformError: the journal has lost them.
     """
-    first = getattr(run.plan, "branch_step", 0)
+    first = run.first_step
     if step == first:
         return lambda each: each.completion
     record = run.journal.record("valid", first)

@@ -13,6 +13,7 @@ from rftkit.server.training import budgets, metrics, sampling, transcripts
 from rftkit.server.training.context import AnyRun
 from rftkit.server.training.eval_records import GradedSample, finish_reason, record_validation
 from rftkit.server.training.rollout import Group
+from rftkit.wording import counted
 
 __all__ = ["graded_answers", "reward_metrics", "show"]
 
@@ -21,6 +22,10 @@ Json = dict[str, Any]
 
 def graded_answers(run: AnyRun, step: int) -> list[Group]:
     """The graded answers of every validation row, from the journal or made now."""
+    if step == run.first_step:  # where a processor is slow, nothing else is said for minutes
+        rows = counted(len(run.valid_rows), "row")
+        message = f"Validating {run.start_name()} on {rows} before training"
+        run.store.add_event(run.job.id, message, key="baseline")
     num, temperature = run.plan.eval_samples, run.plan.eval_temperature
     ask = sampling.SamplingPlan(run.valid_rows, sampling.VALIDATION, num, temperature)
     groups, seconds = sampling.graded(run, "valid", step, ask)
@@ -38,8 +43,7 @@ def reward_metrics(run: AnyRun, step: int, valid: Sequence[Group]) -> Json:
 
 def show(run: AnyRun, step: int, valid: Sequence[Group]) -> None:
     """The validation as the eval run "Step N", once."""
-    is_start = step == getattr(run.plan, "branch_step", 0)
-    model = run.start_name() if is_start else run.model_name(step)
+    model = run.start_name() if step == run.first_step else run.model_name(step)
     samples = [
         (
             GradedSample(
