@@ -194,10 +194,11 @@ class _Turn:
         before = each.row.item if each.row else parse_object(each.raw, line=each.line, path=name)
         try:
             kind, after = self._turned(before, each)
-        except RowError:
-            raise
         except InputError as error:
-            raise RowError(error.message, path=name, line=each.line) from None
+            words = error.message
+            if isinstance(error, RowError):  # of a part of the line, which knows no file
+                words = words.removeprefix(f"row:{error.line}: ")
+            raise RowError(words, path=name, line=each.line, param=error.param) from None
         return kind, before, after
 
     def _turned(self, before: Item, each: NumberedRow) -> tuple[str, Item]:

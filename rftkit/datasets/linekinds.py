@@ -3,7 +3,8 @@
 A chat that ends with the assistant gives its last message as the answer; so does a preference row
 with its preferred answer. The `conversations` of ShareGPT, turns of `from` and `value`, are chats.
 A prompt (or question, input, instruction) with an answer (or completion, output, response, ideal)
-becomes one user message; the `input` or `context` of an instruction or question is added to it. An
+becomes one user message; the `input` or `context` of an instruction or question is added to it, its
+`history` goes before it. A `system` text becomes the first message. An
 eval's `item` becomes the row, and a `sample` beside it is dropped.
 Every other key is kept. Values that are not text are written as JSON, and a missing value never
 becomes a word.
@@ -48,7 +49,7 @@ def _from_chat(item: Item) -> Found:
         return None
     if messages[-1].get("weight") == 0:
         raise InputError("the last assistant message has weight 0, so it is no reference answer")
-    return {**item, "messages": _unweighted(messages[:-1])}, messages[-1]
+    return _with_system({**item, "messages": _unweighted(messages[:-1])}), messages[-1]
 
 
 def _from_turns(item: Item) -> Found:
@@ -57,13 +58,28 @@ def _from_turns(item: Item) -> Found:
     if key is None or "messages" in item:
         return None
     messages = [
-        {"role": _role(turn["from"]), "content": _written(turn["value"])} for turn in item[key]
+        {"role": _role(turn["from"]), "content": _turn(turn["value"])} for turn in item[key]
     ]
-    rest = {name: value for name, value in item.items() if name not in (key, "system")}
-    if isinstance(item.get("system"), str) and item["system"].strip():
-        messages.insert(0, {"role": "system", "content": item["system"]})
-    chat = {"messages": messages, **rest}
+    rest = {name: value for name, value in item.items() if name != key}
+    chat = _with_system({"messages": messages, **rest})
     return _from_chat(chat) or (chat, None)
+
+
+def _turn(value: Any) -> str:
+    if value is None:
+        raise InputError("a turn has the value null; fill it in, or remove the line")
+    return _written(value)
+
+
+def _with_system(item: Item) -> Item:
+    """The same with the text under `system` as first message, where other formats keep it."""
+    messages, system = item["messages"], item.get("system")
+    has_one = any(isinstance(each, dict) and each.get("role") == "system" for each in messages)
+    if has_one or not isinstance(system, str):
+        return item
+    rest = {name: value for name, value in item.items() if name != "system"}
+    first = [{"role": "system", "content": system}] if system.strip() else []
+    return {**rest, "messages": [*first, *messages]}
 
 
 def _are_turns(value: Any) -> bool:
@@ -112,13 +128,32 @@ def _from_pair(item: Item) -> Found:
         if not text:
             found = "null" if given is None else "empty"
             raise InputError(f"the prompt (`{prompt}`) is {found}; fill it in, or remove the line")
-        messages = [{"role": "user", "content": text}]
+        messages = [*_earlier(item.get("history")), {"role": "user", "content": text}]
     answer = next((key for key in ANSWERS if item.get(key) is not None), None)
     if answer is None:  # a null stays null, and `check` names it
         answer = next((key for key in ANSWERS if key in item), None)
-    rest = {key: value for key, value in item.items() if key not in (prompt, *beside, answer)}
+    told = [key for key in ("history",) if len(messages) > 1 and _are_pairs(item.get(key))]
+    taken = (prompt, *beside, *told, answer)
+    rest = {key: value for key, value in item.items() if key not in taken}
     reference = {"reference_answer": item[answer]} if answer else {}
-    return {"messages": messages} | reference | rest, None
+    return _with_system({"messages": messages} | reference | rest), None
+
+
+def _are_pairs(value: Any) -> bool:
+    """Whether it is the history of an instruction: questions with their answers."""
+    is_list = isinstance(value, list) and bool(value)
+    return is_list and all(isinstance(each, list) and len(each) == 2 for each in value)
+
+
+def _earlier(history: Any) -> list[Item]:
+    if not _are_pairs(history):
+        return []
+    roles = ("user", "assistant")
+    return [
+        {"role": role, "content": _turn(text)}
+        for pair in history
+        for role, text in zip(roles, pair, strict=True)
+    ]
 
 
 def _beside(prompt: str, item: Item) -> list[str]:

@@ -187,4 +187,5 @@ def _reward_findings(rewards: Mapping[Place, float]) -> Iterator[Finding]:
         )
     else:
         each = "it earns" if len(rewards) == 1 else "each earns"
-        yield Finding("info", "references", f"{graded}: {each} {top:.3f}")
+        shown = f"{top:.3f}" if abs(top) >= 0.001 or not top else f"{top:.1g}"
+        yield Finding("info", "references", f"{graded}: {each} {shown}")

@@ -14,11 +14,13 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 import shlex
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from decimal import Decimal
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -405,6 +407,8 @@ def _line(record: Mapping[Any, Any]) -> bytes:
         values = {str(key): _cell(key, value, in_json) for key, value in record.items()}
     except _FlawedCell as error:
         return _refusal(str(error))
+    except RecursionError as error:
+        return _refusal(f"the record cannot be written as JSON: {error}")
     try:
         return bytes(_encode(values)) + b"\n"
     except UnicodeEncodeError:  # not UTF-8: written unchanged, and refused when read
@@ -425,6 +429,8 @@ def _unchanged(text: str) -> bytes:
 
 
 def _cell(key: Any, value: Any, in_json: Collection[str]) -> Any:
+    if not isinstance(value, str):
+        value = _as_json(key, value)
     if key not in in_json or not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
@@ -437,6 +443,25 @@ def _cell(key: Any, value: Any, in_json: Collection[str]) -> Any:
         return read_value(value.encode(), lambda why: _FlawedCell(f"the cell `{key}` is {why}"))
     except UnicodeEncodeError:  # the file is not UTF-8; the error for the line says so
         return found
+
+
+def _as_json(key: Any, value: Any) -> Any:
+    """A value with its bytes as text; the encoder would write base64, and null for infinity."""
+    match value:
+        case bytes() | bytearray():
+            try:
+                return value.decode("utf-8")
+            except UnicodeDecodeError:
+                raise _FlawedCell(f"the cell `{key}` has bytes that are not text (UTF-8)") from None
+        case Decimal() if value.is_nan():
+            return None
+        case float() | Decimal() if math.isinf(value):
+            raise _FlawedCell(f"the cell `{key}` has an infinite number, which JSON cannot write")
+        case dict():
+            return {name: _as_json(key, each) for name, each in value.items()}
+        case list() | tuple():
+            return [_as_json(key, each) for each in value]
+    return value
 
 
 class _FlawedCell(Exception):

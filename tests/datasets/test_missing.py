@@ -53,11 +53,52 @@ def test_a_prompt_is_text_or_json(tmp_path: Path, row: dict[str, Any], prompt: s
     assert made["messages"] == [{"role": "user", "content": prompt}]
 
 
-@pytest.mark.parametrize("row", [{"prompt": None}, {"prompt": " "}, {"input": None, "output": "x"}])
-def test_a_missing_prompt_is_refused_with_its_line(tmp_path: Path, row: dict[str, Any]) -> None:
+TURNS = [{"from": "human", "value": None}, {"from": "gpt", "value": "x"}]
+NO_PROMPT: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": None}, "the prompt"),
+    ({"prompt": " "}, "the prompt"),
+    ({"input": None, "output": "x"}, "the prompt"),
+    ({"conversations": TURNS}, "a turn has the value null"),
+    ({"prompt": [{"role": "user", "content": None}]}, r"`messages[0].content` must be text"),
+    ({"input": {"messages": []}, "preferred_output": [], "non_preferred_output": []}, "`"),
+]
+
+
+@pytest.mark.parametrize(("row", "words"), NO_PROMPT)
+def test_a_missing_prompt_is_refused_with_its_line(
+    tmp_path: Path, row: dict[str, Any], words: str
+) -> None:
     made, rows = converted(tmp_path, {"prompt": "ok"}, row)
     assert (made.num_refused, len(rows)) == (1, 1)
-    assert "in.jsonl:2: the prompt" in made.refused[0]
+    assert made.refused[0].startswith(f"{tmp_path / 'in.jsonl'}:2: {words}")
+
+
+ASKED = {"role": "user", "content": "q"}
+WITH_SYSTEM: list[dict[str, Any]] = [
+    {"prompt": "q", "answer": "x", "system": "be brief"},
+    {"messages": [ASKED, {"role": "assistant", "content": "x"}], "system": "be brief"},
+    {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "x"}],
+     "system": "be brief"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", WITH_SYSTEM)
+def test_a_system_text_beside_the_prompt_is_its_first_message(
+    tmp_path: Path, row: dict[str, Any]
+) -> None:
+    _, [made] = converted(tmp_path, row)
+    assert made["messages"] == [{"role": "system", "content": "be brief"}, ASKED]
+    assert "system" not in made
+    assert made["reference_answer"] == "x"
+
+
+def test_the_history_of_an_instruction_goes_before_it(tmp_path: Path) -> None:
+    row = {"instruction": "c", "output": "x", "history": [["a", "b"]]}
+    _, [made] = converted(tmp_path, row)
+    assert [each["content"] for each in made["messages"]] == ["a", "b", "c"]
+    assert "history" not in made
+    _, [other] = converted(tmp_path / "same", row | {"history": "of Rome"})
+    assert other["history"] == "of Rome"
 
 
 def test_a_missing_answer_stays_missing(tmp_path: Path) -> None:

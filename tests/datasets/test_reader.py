@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -281,6 +282,38 @@ def test_a_cell_with_json_is_read_as_strictly(flaw: str, form: str, tmp_path: Pa
     frame.to_csv(path, index=False)
     with pytest.raises(InputError, match=f"`messages`.*({words})"):
         datasets.read(path if form == "csv" else frame)
+
+
+@pytest.mark.parametrize("form", ["frame", "parquet"])
+def test_bytes_of_a_table_are_text_or_refused(form: str, tmp_path: Path) -> None:
+    """The encoder would write base64; parquet files of other tools often hold texts as bytes."""
+    import pandas as pd
+
+    prompts: list[Any] = ["é?".encode(), b"\xff", [b"a", {"b": b"c"}]]
+    source: Any = pd.DataFrame({"prompt": prompts[:2]})
+    if form == "parquet":
+        source.to_parquet(tmp_path / "rows.parquet", index=False)
+        source = tmp_path / "rows.parquet"
+    first, second = datasets.open(source)
+    assert json.loads(first.raw) == {"prompt": "é?"}
+    assert "`prompt` has bytes that are not text (UTF-8)" in str(second.refusal)
+    [nested] = datasets.open(pd.DataFrame({"prompt": prompts[2:]}))
+    assert json.loads(nested.raw) == {"prompt": ["a", {"b": "c"}]}
+
+
+def test_a_missing_decimal_of_a_frame_is_not_a_word() -> None:
+    import pandas as pd
+
+    [row] = datasets.open(pd.DataFrame({"answer": [Decimal("NaN")]}))
+    assert json.loads(row.raw) == {"answer": None}
+
+
+def test_an_infinite_number_of_a_frame_is_not_null() -> None:
+    import pandas as pd
+
+    first, second = datasets.open(pd.DataFrame({"answer": [float("inf"), 1.0]}))
+    assert "`answer` has an infinite number" in str(first.refusal)
+    assert json.loads(second.raw) == {"answer": 1.0}
 
 
 def test_text_that_only_looks_like_json_stays_text(tmp_path: Path) -> None:

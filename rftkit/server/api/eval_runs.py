@@ -56,13 +56,19 @@ class DataSource(Body):
     sampling_params: Json | None = None
 
 
+MAX_INTEGER = 2**53
+"""Beyond it neither the database nor other readers of JSON keep an integer."""
+Seconds = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+"""A time in seconds since 1970."""
+
+
 class KeptChats(Body):
     """The source `stored_completions`: chats that were kept, chosen by what they were."""
 
     type: Literal["stored_completions"]
-    created_after: int | None = None
-    created_before: int | None = None
-    limit: Annotated[int, Field(ge=1)] | None = None
+    created_after: Seconds | None = None
+    created_before: Seconds | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_INTEGER)] | None = None
     metadata: Metadata | None = None
     model: str | None = None
 
@@ -71,11 +77,11 @@ class KeptResponses(Body):
     """The source `responses`: responses that were kept."""
 
     type: Literal["responses"]
-    created_after: int | None = None
-    created_before: int | None = None
+    created_after: Seconds | None = None
+    created_before: Seconds | None = None
     has_tool_calls: bool | None = None
     instructions_search: str | None = None
-    limit: Annotated[int, Field(ge=1)] | None = None
+    limit: Annotated[int, Field(ge=1, le=MAX_INTEGER)] | None = None
     metadata: Metadata | None = None
     model: str | None = None
     reasoning_effort: str | None = None

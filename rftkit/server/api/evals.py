@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
@@ -20,6 +21,8 @@ __all__ = ["router"]
 
 router = Router(prefix="/evals")
 
+MAX_SCHEMA = 100_000
+"""Characters of an item_schema as JSON."""
 Name = Annotated[str, Field(max_length=512)]
 
 
@@ -83,6 +86,12 @@ def create(platform: PlatformDep, request: Request, body: EvalBody) -> Reply:
 def _check_schema(schema: dict[str, Any]) -> None:
     import jsonschema
 
+    if (size := len(json.dumps(schema))) > MAX_SCHEMA:  # checking it holds a processor for long
+        raise RequestError(
+            f"`data_source_config.item_schema` has {size:,} characters; at most {MAX_SCHEMA:,} are "
+            "allowed",
+            param="data_source_config.item_schema",
+        )
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
     except (jsonschema.SchemaError, RecursionError) as error:

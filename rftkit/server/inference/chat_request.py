@@ -36,7 +36,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "logit_bias": ({},),
     "modalities": (["text"],),
-    "verbosity": ("medium",),
+    "verbosity": ("low", "medium", "high"),  # as in responses: clients send one unasked
     "audio": (),
     "functions": ([],),
     "function_call": ("none",),

@@ -378,6 +378,8 @@ BAD_EVALS: Any = [
     ({"data_source_config": {"type": "custom"}}, "data_source_config.item_schema"),
     ({"data_source_config": {"type": "custom", "item_schema": {"type": "thing"}}},
      "data_source_config.item_schema"),
+    ({"data_source_config": {"type": "custom", "item_schema": {"enum": ["x" * 100] * 1_000}}},
+     "data_source_config.item_schema"),
 ]  # fmt: skip
 
 
@@ -399,6 +401,10 @@ BAD_RUNS: Any = [
      "data_source.source.content"),
     ({"type": "jsonl", "source": {"type": "file_content", "content": [{"item": {"answer": 3}}]}},
      "data_source.source.content[0].item"),
+    ({"type": "completions", "source": {"type": "stored_completions", "created_after": 2**80}},
+     "data_source.source.created_after"),
+    ({"type": "responses", "source": {"type": "responses", "limit": 2**80}},
+     "data_source.source.limit"),
     ({**ASK, "model": "gpt-9"}, "data_source.model"),
     ({**ASK, "sampling_params": {"min_p": 1}}, "data_source.sampling_params.min_p"),
     ({**ASK, "input_messages": {"type": "magic"}}, "data_source.input_messages"),

@@ -118,6 +118,19 @@ def test_an_item_schema_cannot_keep_the_server_busy(
         )
 
 
+def test_a_simple_item_schema_is_checked_only_for_so_long(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(item_schema, "DIRECT_SECONDS", 0.0)
+    made = served.client.evals.create(
+        data_source_config={"type": "custom", "item_schema": {"enum": [{"a": "x"}]}},
+        testing_criteria=[{**GRADER, "input": "{{item.a}}"}],  # type: ignore[list-item]
+    )
+    source: Any = {"type": "file_content", "content": [{"item": {"a": "x"}}] * 9}
+    with pytest.raises(openai.BadRequestError, match="takes longer than 0 s"):
+        served.client.evals.runs.create(made.id, data_source={"type": "jsonl", "source": source})
+
+
 def test_a_canceled_run_leaves_a_hanging_judge_and_the_queue_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from engine_archs import write_any
 from engine_models import write
+from safetensors.torch import load_file, save_file
 from server.engine.test_torch import SETTINGS, groups_from, moved_policy, plain_logprobs
 
 from rftkit.errors import InputError
@@ -162,6 +165,50 @@ def test_a_longer_text_given_straight_to_the_engine_is_refused_in_words(
         asked = SampleRequest([1] * prompt, [(n,) for n in range(8)], most)
         with pytest.raises(InputError, match=words):
             engine.sample([asked], None)
+
+
+def without(name: str, folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def changed(folder: Path, **settings: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+
+
+def cut(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
+FLAWED: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "one that sees": (lambda f: changed(f, model_type="mistral3"), r"no language model .*mistral3"),
+    "an unknown type": (
+        lambda f: changed(f, model_type="brandnew"),
+        "be loaded: .*brandnew",
+    ),
+    "another width": (lambda f: changed(f, hidden_size=64), "cannot be loaded: "),
+    "a type that is a list": (lambda f: changed(f, model_type=["a"]), "cannot be loaded: "),
+    "half of the weights": (cut, "cannot be loaded: "),
+    "a layer too few": (
+        lambda f: without("model.layers.2.mlp.up_proj.weight", f),
+        "are not whole: model.layers.2.mlp.up_proj.weight is missing",
+    ),
+    "no config": (lambda f: (f / "config.json").unlink(), "cannot be loaded: "),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWED)
+def test_a_folder_that_cannot_be_loaded_is_named_with_the_reason(flaw: str, tmp_path: Path) -> None:
+    """A missing layer would be drawn at random, in silence."""
+    spoil, words = FLAWED[flaw]
+    spoil(write_any(tmp_path, "qwen3"))
+    with pytest.raises(InputError, match=words) as caught:
+        load(tmp_path)
+    assert len(caught.value.message) < 800
+    assert caught.value.param == "model"
 
 
 def outcome(model_type: str, folder: Path) -> str:

@@ -12,13 +12,14 @@ import contextlib
 import functools
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rftkit.errors import InputError
+from rftkit.jsontext import parse_json
 from rftkit.server.engine import models, prompts
 from rftkit.server.engine.grammar import Grammars, Masks
 from rftkit.server.engine.prompting import Prompting
@@ -52,11 +53,14 @@ from rftkit.server.engine.torch.packed import Packed
 from rftkit.server.engine.torch.plain import PlainDecode, longest_text, plain_hidden
 from rftkit.server.engine.torch.stack import Stack, find_stack
 from rftkit.server.engine.values import TrainGroup
+from rftkit.wholefile import temporary_problem
 
 __all__ = ["LoadedModel"]
 
 LEAST_TRAIN_TOKENS = 1_024  # in a micro-batch; smaller ones cost more time than recomputing layers
 SMALL_PARAMETERS = 1_000_000  # below, bfloat16 and a second thread cost more than they save
+MAX_WHY = 500
+"""Letters of a library's reason; transformers lists every model that it knows."""
 SURELY_FIRST = math.log(0.51)  # no other token can be as likely; with room for rounding
 _THREADS = torch.get_num_threads()
 
@@ -79,7 +83,9 @@ class LoadedModel(Prompting):
         memory.keep()
         self.name = name
         self.device = torch.device(device or best_device())
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.tokenizer = _loaded(
+            folder, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        )
         is_small = _num_bytes(folder) < 4 * SMALL_PARAMETERS
         fast = torch.float32 if is_small else best_dtype(self.device)
         model = _load_model(folder, dtype or fast)
@@ -404,13 +410,56 @@ def _load_model(folder: Path, dtype: torch.dtype) -> Any:
     """A transformers model with its own attention."""
     from transformers import AutoModelForCausalLM
 
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+    model, info = _loaded(
+        folder,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager", trust_remote_code=False,
+            output_loading_info=True,
+        ),
+    )  # fmt: skip
+    if missing := sorted(info["missing_keys"]):  # transformers would draw them at random
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise InputError(
+            f"the weights in {folder} are not whole: {missing[0]}{more} is missing; copy the "
+            "folder again",
+            param="model",
         )
+    return model
+
+
+def _loaded(folder: Path, load: Callable[[], Any]) -> Any:
+    """What a library makes of a folder; its reason in words when it can make nothing.
+
+    Raises:
+        InputError: with the reason.
+    """
+    try:
+        return load()
     except ImportError as error:
-        why = " ".join(str(error).split())
-        raise InputError(f"the model in {folder} needs a library: {why}", param="model") from error
+        why = f"needs a library: {_why(error)}"
+        raise InputError(f"the model in {folder} {why}", param="model") from error
+    except Exception as error:  # whatever the files of a model make the library raise
+        if isinstance(error, MemoryError) or temporary_problem(error):
+            raise
+        if "Unrecognized configuration class" in str(error):
+            why = (
+                f"transformers has no language model of its kind ({_model_type(folder)}). Models "
+                "that see or hear are of no use here without a text model of their own"
+            )
+        else:
+            why = _why(error)
+        raise InputError(f"the model in {folder} cannot be loaded: {why}", param="model") from error
+
+
+def _why(error: Exception) -> str:
+    """The reason of a library, without its line breaks and long lists."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= MAX_WHY else f"{text[:MAX_WHY]}…"
+
+
+def _model_type(folder: Path) -> str:
+    config = parse_json((folder / "config.json").read_bytes())
+    return f"model_type {config.get('model_type')!r}"
 
 
 def _decoder_of(model: Any) -> Any:
