@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from rftkit import integrations
 from rftkit.cli.console import (
     PLAIN,
     Format,
@@ -306,7 +307,7 @@ def watch_job(
     track: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="wandb|trackio|mlflow|tensorboard",
+            metavar="|".join(integrations.TYPES),
             help="Send metrics, answers and the report to a tracker; repeatable.",
         ),
     ] = None,
