@@ -40,7 +40,7 @@ TIERS = (
         "integrations",
         "t_distribution",
     },
-    {"rows", "examples", "prompts", "diagnosis", "hyperparameters", "lineage"},
+    {"rows", "examples", "prompts", "chattemplates", "diagnosis", "hyperparameters", "lineage"},
     {"graders"},
     {"tools"},
     {"client"},
@@ -55,6 +55,7 @@ TIERS = (
 HOME_OF = {name: home for home, names in rftkit._HOMES.items() for name in names}
 """Public name -> the room it comes from."""
 SERVER_MAY = {
+    "chattemplates",
     "rows",
     "examples",
     "hyperparameters",

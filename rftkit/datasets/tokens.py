@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rftkit import settings
+from rftkit.chattemplates import rendered
 from rftkit.datasets.findings import Finding, Place
 from rftkit.datasets.forms import answers_in
 from rftkit.datasets.rowfile import Rows
@@ -216,32 +217,11 @@ def _by_characters(rows: Sequence[Row]) -> list[int | None]:
 
 
 def _rendered(tokenizer: Any, row: Row) -> tuple[str | None, str | None]:
-    """Render the prompt as the platform does, or return why the chat template refuses it.
-
-    `developer` messages become `system` messages; parts become text.
-    """
-    if not tokenizer.chat_template:
-        return None, "it has no chat template; add chat_template.jinja to its folder"
-    messages = [
-        {
-            **message,
-            "role": "system" if message["role"] == "developer" else message["role"],
-            "content": text_of(message),
-            **_calls(message),
-        }
-        for message in _conversation(row)
-    ]
-    knows_tools = "tools" in str(tokenizer.chat_template)
+    """Render the prompt as the platform does, or return why the chat template refuses it."""
     try:
-        text: str = tokenizer.apply_chat_template(
-            messages,
-            tools=(row.tools or None) if knows_tools else None,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-    except Exception as error:  # a model's own template can raise anything
-        return None, f"its chat template says: {error}"
-    return (text if knows_tools or not row.tools else f"{json.dumps(row.tools)}{text}"), None
+        return rendered(tokenizer, _conversation(row), row.tools, opens=True), None
+    except Exception as error:  # the calls of a row can have any shape
+        return None, str(error)
 
 
 def _conversation(row: Row) -> list[dict[str, Any]]:
@@ -250,28 +230,6 @@ def _conversation(row: Row) -> list[dict[str, Any]]:
     """
     answer = max(answers_in(row), key=lambda each: len(text_of(each)), default=None)
     return row.messages if answer is None else [*row.messages, answer]
-
-
-def _calls(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Calls of functions with their arguments as objects, which chat templates expect."""
-    calls = message.get("tool_calls")
-    if not isinstance(calls, list):
-        return {}
-    try:
-        return {
-            "tool_calls": [
-                {
-                    **call,
-                    "function": {
-                        **call["function"],
-                        "arguments": parse_json(call["function"]["arguments"]),
-                    },
-                }
-                for call in calls
-            ]
-        }
-    except (KeyError, TypeError, ValueError):
-        return {}
 
 
 def _folder(model: str) -> Path | None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from rftkit import datasets
 from rftkit.cli import app as cli
+from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.worker.worker import Worker
 
 REFUSING = (
@@ -98,3 +99,16 @@ def test_a_job_is_refused_before_its_first_step(
     assert "put a system message into the user's message" in job.error["message"]
     said = [each.message for each in worker.store.events(job.id, limit=100)[0]]
     assert not any("Step" in each for each in said)
+
+
+def test_rows_with_tools_are_counted_as_the_platform_reads_them(
+    made_models: Path, tmp_path: Path
+) -> None:
+    [folder] = made_models.glob("rftkit-tiny-v*")
+    function = {"name": "search", "parameters": {"type": "object", "properties": {}}}
+    row = {**ROWS[0], "tools": [{"type": "function", "function": function}]}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    engine = TorchEngine(folder, name="rftkit-tiny")
+    [counted] = datasets.profile(path, model=str(folder))["tokens"]
+    assert counted == len(engine.encode(row["messages"], row["tools"]))

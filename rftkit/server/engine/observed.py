@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from rftkit.chattemplates import rendered
 from rftkit.errors import InputError
-from rftkit.server.engine.prompts import opened, rendered, token_ids
+from rftkit.server.engine.prompts import opened, token_ids
 
 __all__ = ["check_observed", "observed"]
 

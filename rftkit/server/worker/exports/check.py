@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rftkit.server.engine.prompts import plain_message
+from rftkit.chattemplates import plain_message
 from rftkit.server.worker.exports.held_out import HeldOut
 from rftkit.server.worker.exports.reference import Answer, Reference
 from rftkit.server.worker.exports.tools import Tool
