@@ -7,6 +7,7 @@ which prompts gain or lose their signal. Not here: sampling new answers.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -254,11 +255,17 @@ def _side_by_side(old: Samples, new: Samples) -> Samples:
 
 
 def _reordered(runs: Sequence[RegradedRun]) -> bool | None:
-    known = [run for run in runs if run.before.value is not None and run.after.value is not None]
+    """Runs that tie for the best are all best, as a grader that pays each the same has it."""
+    known = [
+        (run.before.value, run.after.value)
+        for run in runs
+        if run.before.value is not None and run.after.value is not None
+    ]
     if len(known) < 2:
         return None
-    return max(known, key=lambda r: r.before.value or 0) is not max(
-        known, key=lambda r: r.after.value or 0
+    most = [max(values) for values in zip(*known, strict=True)]
+    return not any(
+        math.isclose(before, most[0]) and math.isclose(after, most[1]) for before, after in known
     )
 
 

@@ -71,7 +71,8 @@ def reward_chart(
     shown = steps[["step", "train_reward_mean", "valid_reward_mean"]].copy()
     for name in names if len(names) > 1 else []:
         one = graders[graders["grader"] == name].set_index("step")["valid_reward_mean"]
-        shown[f"validation: {name}"] = shown["step"].map(one)
+        known = {**one.to_dict(), **(_means(validations, name) if validations else {})}
+        shown[f"validation: {name}"] = shown["step"].map(known)
     headings = {"step": "step", "train_reward_mean": "train", "valid_reward_mean": "validation"}
     headings |= {column: column for column in shown.columns if column not in headings}
     charts, zero = drawn(leading(panels, _to_rows(training, validated)))
@@ -208,13 +209,26 @@ def _around(line: Line, errors: dict[int, Any]) -> list[tuple[float, float] | No
     return ends
 
 
+def _means(found: Comparison, grader: str) -> dict[int, float | None]:
+    """The mean of a grader at each validation, over the answers that its interval is of."""
+    return {
+        run.step: run.graders[grader].value
+        for run in found.runs
+        if run.step is not None and grader in run.graders
+    }
+
+
 def _with_validations(
     panel: Panel, found: Comparison | None, jumps: Jumps | None, grader: str | None = None
 ) -> Panel:
-    """The validation line with the intervals of the comparison, and with links to its rows."""
+    """The validation line with the intervals of the comparison, and with links to its rows.
+
+    Of a grader also with its means: the job's own leave out answers that nothing could score.
+    """
     if found is None:
         return panel
     by_step = {run.step: run for run in found.runs if run.step is not None}
+    means = _means(found, grader) if grader else {}
     changed = {pair.after: [*pair.up_rows, *pair.down_rows] for pair in found.pairs}
 
     def ends(step: int) -> tuple[float, float] | None:
@@ -232,6 +246,12 @@ def _with_validations(
         words = f"whose reward changed from {found.baseline} to {label}"
         return jumps.attributes(rows, words) if jumps and rows else ""
 
+    lines = [
+        replace(line, steps=list(means), values=list(means.values()), ends=())
+        if means and line.label == "validation"
+        else line
+        for line in panel.lines
+    ]
     return replace(
         panel,
         lines=tuple(
@@ -246,7 +266,7 @@ def _with_validations(
             )
             if line.label == "validation"
             else line
-            for line in panel.lines
+            for line in lines
         ),
     )
 

@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from sample_comparison import samples as made_up
 from rftkit import evals
 from rftkit.errors import InputError
 from rftkit.evals import saved_runs
+from rftkit.evals.regrade import _reordered
 from rftkit.rows import Row
 from rftkit.server.inference.worker_process import ChatError
 
@@ -35,6 +37,18 @@ def test_the_same_grader_changes_nothing() -> None:
     assert not found.flipped_to_pass + found.flipped_to_fail + found.flipped_advantages
     assert not found.gained_signal + found.lost_signal
     assert found.reordered is False
+
+
+def test_a_tie_is_no_other_best_run() -> None:
+    """A grader that pays every run the same was said to have another best one."""
+    pairs = [(0.5, 0.6), (0.7, 0.6)]
+    runs: list[Any] = [
+        SimpleNamespace(before=SimpleNamespace(value=old), after=SimpleNamespace(value=new))
+        for old, new in pairs
+    ]
+    assert _reordered(runs) is False
+    runs[0].after.value = 0.9
+    assert _reordered(runs) is True
 
 
 def test_the_opposite_grader_turns_everything_round(home: Path) -> None:

@@ -190,6 +190,13 @@ def test_the_interval_of_a_validation_is_that_of_the_comparison():
         for each in points(shown)
     )
     assert 'data-said="whose reward changed from Step 0 to Step 24"' in shown
+    grader = found.summary("Step 24").graders["compliant"]
+    assert any(  # the job's own mean leaves out what nothing could score: outside of its interval
+        each.startswith("validation, step 24:")
+        and f"{grader.value:.3f}" in each
+        and f"({grader.low:.3f} to {grader.high:.3f})" in each
+        for each in points(shown)
+    )
 
 
 def test_a_long_job_has_bars_of_several_steps():
