@@ -43,6 +43,7 @@ class Layers:
                 result = plain(*given, **named)
             each = sum(sizes.values())
             self._recompute = each * self._num > self._left
+            # Several passes may come before one backward pass, and share what is allowed.
             self._left -= each * (1 if self._recompute else self._num)
             return result
         if torch.is_grad_enabled() and self._recompute:
@@ -57,7 +58,7 @@ def _counted() -> Iterator[dict[int, int]]:
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
+            storage = tensor.untyped_storage()  # views of one storage count once
             sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -50,6 +50,8 @@ class Decode:
         self.lengths = lengths[wanted]  # of each block's prompt
         self.longest = max(prompt_lengths[group] for group in of_group)
         steps = torch.arange(self.longest, device=self.device)
+        # A shorter prompt is filled up with its last token, which the mask hides. The opening is on
+        # the line of the prefill once, before the rest of the first prompt.
         place = torch.minimum(steps[None], self.lengths[:, None] - 1)
         index = torch.where(place < opening, place, before[wanted, None] + place)
         self.length = 0  # own tokens a row already has
@@ -215,6 +217,7 @@ class Decode:
         """Keys or values without what `keep` drops; `slots` and `longest` are those before it."""
         own = line[:, :, longest : longest + self.length * slots].unflatten(2, (-1, slots))
         own = own if steps is None else own[:, :, steps]
+        # (B, K, T, S, D) → (B·S, K, T, D) and back: what belongs to one row moves as one.
         each = own.permute(0, 3, 1, 2, 4).flatten(0, 1)
         kept = each[source].unflatten(0, (-1, self.slots)).permute(0, 2, 3, 1, 4).flatten(2, 3)
         prompts = line[wanted, :, : self.longest]
@@ -231,9 +234,11 @@ class Decode:
         start, end = self._end(self.length), self._end(self.length + self.num)
         for line, new in ((self.keys[layer], k), (self.values[layer], v)):
             own = line[:, :, start:end].unflatten(2, (self.num, self.slots))
+            # (B, S, n, K, D) → (B, K, n, S, D): token by token, the rows of a block side by side.
             own.copy_(new.permute(0, 3, 2, 1, 4))
         if self._mask is None:
             self._mask = self._seen(rep, q.dtype)
+        # All rows of a block, and all query heads that share a key head, are rows of one product.
         queries = q.permute(0, 3, 1, 2, 4, 5).flatten(2, 4)  # (B, K, S·n·rep, D)
         keys, values = self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
         out = scaled_dot_product_attention(

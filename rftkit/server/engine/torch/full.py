@@ -78,13 +78,14 @@ class Weights:
 
     def put(self, weights: Named | None) -> None:
         """Put these weights into the model, rounded to its dtype; None: those of the base."""
+        # Other weights overwrite those of the base where they lie, so they are copied first.
         if weights is not None and not self._base:
             self._base = self.read()
         places = self._places
         for name, wanted in (self._base if weights is None else weights).items():
             places[name].copy_(wanted)
         for block in self._blocks:
-            block.moved()
+            block.moved()  # what it packed was made of the weights before
 
     def forget_base(self) -> None:
         """Free the copy of the base, which is in its place."""
@@ -118,6 +119,7 @@ def _hand_on(leaf: _Leaf, masters: Named, tensor: torch.Tensor) -> None:
             master.grad = grad.float()
         else:
             master.grad += grad
+    # Not left there: autograd would add the next micro-batch's to it in the dtype of the model.
     tensor.grad = None
 
 

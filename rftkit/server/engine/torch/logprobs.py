@@ -66,6 +66,7 @@ def token_logprobs(
     `head_back` is the head in the dtype in which gradients travel, if that is another.
     """
     back = head if head_back is None else head_back
+    # Chunks of about the same size: full ones would leave a small rest, a slow product.
     num = math.ceil(len(hidden) / math.ceil(len(hidden) / CHUNK_ROWS)) if len(hidden) else 1
     parts = [hidden.new_zeros(0, dtype=torch.float32)]
     for start in range(0, len(hidden), num):
@@ -120,6 +121,7 @@ class _Chunk(torch.autograd.Function):
         logits = values.gather(1, tokens[:, None])[:, 0]
         probs, total = softmax_with_logsumexp(values)
         if ctx.needs_input_grad[0]:
+            # p · head, the mean row of the head under p, is the gradient of the log of the sum.
             mean = _through_cap(probs, values, temperature, cap).to(back.dtype) @ back
             chosen = _through_cap(torch.ones_like(logits), logits, temperature, cap)[:, None]
             grad_hidden = (back[tokens].float() * chosen - mean.float()) / temperature

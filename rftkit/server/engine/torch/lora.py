@@ -89,6 +89,8 @@ class Block(nn.Module):
 
     def outputs(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The outputs of each layer for x (..., in), computed once for the same tensor."""
+        # transformers calls the layers of a block one after the other with the same tensor. The
+        # first call computes the outputs of all.
         if self._last is None or self._last[0] is not x:
             y = self._product(x.reshape(-1, x.shape[-1]))
             parts = y.view(*x.shape[:-1], -1).split(self.sizes, dim=-1)
@@ -133,6 +135,8 @@ class Block(nn.Module):
         self._derive()
         assert self._low_a is not None
         assert self._low_b is not None
+        # With h = x Aᵀ and y = x Wᵀ + s h Bᵀ (s is the scale): grad h = s grad B, grad x = grad W +
+        # grad h A, grad A = (grad h)ᵀ x, grad B = s gradᵀ h. `_low_b` holds s B.
         grad_hidden = grad @ self._low_b
         grad_input = None
         if of_input:
@@ -142,6 +146,8 @@ class Block(nn.Module):
         of_a = (grad_hidden.T.contiguous() @ flat)[:, : self._inputs]
         grads = list(of_a.float().chunk(len(self.sizes)))
         turned = (hidden.T.contiguous() @ grad).float().mul_(self._scale)  # (ranks, out)
+        # Each layer of the block has its own columns of h and of y. The other parts of the product
+        # pair the h of one layer with the y of another and are no gradients.
         rank, start = len(turned) // len(self.sizes), 0
         for index, size in enumerate(self.sizes):
             grads.append(turned[index * rank : (index + 1) * rank, start : start + size].T)
@@ -154,10 +160,14 @@ class Block(nn.Module):
             return
         a, b, scale = self._adapter
         weight, inputs = self.weight.data, self._inputs
+        # Rounded after scaling. Layers of a block share an input but not their B: off the diagonal
+        # are zeros.
         self._low_b = torch.block_diag(*(part.detach() * scale for part in b)).to(weight.dtype)
         ranks = self._low_b.shape[1]
         self._low_a = weight.new_zeros(ranks, inputs + ranks)
         self._low_a[:, :inputs] = torch.cat([part.detach() for part in a])
+        # W moves into [W | B] once and the parameter becomes a view of it, so that W is not in
+        # memory twice. After an update only the columns of B are written.
         if self._wide.shape[1] != inputs + ranks:
             self._wide = weight.new_empty(len(weight), inputs + ranks)
             self._wide[:, :inputs] = weight

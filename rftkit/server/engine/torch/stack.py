@@ -109,6 +109,7 @@ class Layer:
         qkv, lora_qkv = self.qkv.product(qkv_input)
         q, k, v, head_norms = self._heads(qkv, tables)
         attended, attention = layout.attend(self.index, q, k, v)
+        # Copied, because attention fills a tensor that has no room for x Aᵀ after its rows.
         out_input = self.out.room(num)
         out_input[:, : attended.shape[1]] = attended
         change, lora_out = self.out.product(out_input)
@@ -154,6 +155,9 @@ class Layer:
             attention_normed, lora_qkv, head_norms, attention, out_input, lora_out,
             mlp_normed, mlp_derivatives, lora_gate_up, down_input, lora_down,
         ) = kept  # fmt: skip
+        # x + branch(x): the residual passes `grad` on as it is, and each branch, from the last to
+        # the first, adds what flows through it. Products run in the dtype of the weights, and only
+        # this sum over branches and layers stays float32.
         dtype = mlp_derivatives.dtype
         # MLP: down projection, then gate and up together, then the norm before them.
         grad_down_input, down_grads = self.down.gradients(
@@ -280,6 +284,7 @@ class Stack:
         layer computed again in the backward pass (Chen et al. 2016, arXiv:1604.06174), with the
         same numbers.
         """
+        # Every layer keeps as much as the first one, so that one tells whether all of it fits.
         first, *others = self.layers
         kept: list[Any] = [first.forward(x, tables, layout, keep=True)]
         each = _num_bytes(kept[0])
@@ -319,7 +324,7 @@ class _StackFunction(torch.autograd.Function):
         memory_bytes: int | None,
         *trained: Any,
     ) -> torch.Tensor:
-        x = x.clone()
+        x = x.clone()  # layers change it in place, and autograd may need the caller's tensor
         ctx.kept = stack.forward(x, tables, layout, memory_bytes)
         ctx.stack, ctx.tables, ctx.layout = stack, tables, layout
         return x
@@ -330,8 +335,8 @@ class _StackFunction(torch.autograd.Function):
         trained_grads: list[torch.Tensor] = []
         grad_of_x = ctx.needs_input_grad[0]
         for layer in reversed(ctx.stack.layers):
-            kept = ctx.kept.pop()
-            if torch.is_tensor(kept):
+            kept = ctx.kept.pop()  # popped: what a layer kept is free once its gradients are known
+            if torch.is_tensor(kept):  # only its input was kept: compute the layer again
                 kept = layer.forward(kept, ctx.tables, ctx.layout, keep=True)
             of_input = grad_of_x or layer is not ctx.stack.layers[0]
             layer_grads = layer.backward(grad, ctx.tables, ctx.layout, kept, of_input=of_input)
@@ -365,6 +370,7 @@ def _agrees(stack: Stack, decoder: Any) -> bool:
     weight = stack.layers[0].qkv.weight
     tokens = torch.arange(9, device=weight.device)
     x = decoder.get_input_embeddings()(tokens).detach().float()
+    # One prompt with two completions: masks and shared keys are compared as well.
     layout = Packed([4], [[3, 2]], weight.device)
     options = {"position_ids": layout.positions[None], "use_cache": False, "layout": layout}
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # input and output of each layer

@@ -80,6 +80,7 @@ def _alike(texts: Sequence[Text]) -> list[tuple[range, int]]:
     for end in range(1, len(texts) + 1):
         shared, total, longest = first[end - 1], 0, 0
         for start in range(end - 1, -1, -1):
+            # A run shares what all its neighbours share, and no token that one of them learns.
             if start < end - 1:
                 shared = min(shared, common[start], first[start])
                 if shared < LEAST_SHARED:

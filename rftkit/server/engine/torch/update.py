@@ -45,6 +45,7 @@ def train_step(
         sums.loss += float(loss.detach())
         if on_tick is not None:
             on_tick()
+    # Computed only if something is not finite, one group at a time, to name the group.
     losses = [
         functools.partial(_loss, model, policies, [group], settings, 1, _Sums()) for group in groups
     ]
