@@ -75,8 +75,8 @@ class Printable:
 def redacted(text: str, secrets: Iterable[str | None]) -> str:
     """The text with every secret, and every form in which an error may repeat it, hidden."""
     forms = {form for secret in secrets if secret for form in _forms(secret)}
-    for form in sorted(forms, key=len, reverse=True):
-        text = text.replace(form, HIDDEN)
+    for form in sorted(forms, key=len, reverse=True):  # some remotes change the case of a header
+        text = re.sub(re.escape(form), HIDDEN, text, flags=re.IGNORECASE)
     return text
 
 
@@ -87,6 +87,8 @@ def _forms(secret: str) -> Iterable[str]:
             yield from (part, repr(part)[1:-1], quote(part), quote(part, safe=""), escape(part))
             yield part.encode("unicode_escape").decode()
             yield json.dumps(part)[1:-1]
+            yield json.dumps(json.dumps(part)[1:-1])[1:-1]  # an error within an error
+            yield base64.b64encode(part.encode("utf-8", "replace")).decode()
 
 
 def _inside(secret: str) -> Iterable[str]:

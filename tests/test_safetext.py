@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 import pytest
@@ -87,6 +90,20 @@ def test_secrets_are_hidden_in_every_form() -> None:
 def test_parts_of_a_secret_are_hidden(secret: str, echoed: str) -> None:
     assert echoed.split()[-1] not in redacted(f"refused: {echoed}", [secret])
     assert redacted("a dark theme of the user", [secret]) == "a dark theme of the user"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        str.lower, str.upper, lambda key: quote(key, safe="").lower(),
+        lambda key: base64.b64encode(key.encode()).decode(),
+        lambda key: json.dumps(json.dumps(key)),
+    ],
+)  # fmt: skip
+def test_what_a_remote_makes_of_a_secret_is_hidden(change: Callable[[str], str]) -> None:
+    key = 'sk-proj-aB3+/x=9"Z\\q'
+    found = redacted(f"refused: {change(key)}", [f"Bearer {key}"])
+    assert found.strip('\\"') in ("refused: ********", 'refused: "\\"********')
 
 
 def test_no_command_repeats_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
