@@ -42,7 +42,7 @@ _SHAPES = {
     "rubygems_": rb"\brubygems_[a-f0-9]{48}",
     "dckr_pat_ dckr_oat_": rb"\bdckr_(?:pat|oat)_[\w-]{20,}",
     "SG.": rb"\bSG\.[\w-]{16,}\.[\w-]{16,}",
-    "eyJ": rb"(?:\b|ops_)eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}|\bops_eyJ[\w-]{100,}",
+    "eyJ": rb"(?:\b|_)eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}|\bops_eyJ[\w-]{100,}",
     "dop_v1_ doo_v1_ dor_v1_": rb"\bdo[por]_v1_[a-f0-9]{64}",
     "tgp_v1_": rb"\btgp_v1_[\w-]{40,}",
     "wandb_v1_": rb"\bwandb_v1_\w{40,}",
@@ -87,6 +87,53 @@ _SHAPES = {
     "-us": rb"\b[a-f0-9]{32}-us\d{1,2}\b",
     "SK": rb"\bSK[a-f0-9]{32}\b",
     "AGE-SECRET-KEY-": rb"AGE-SECRET-KEY-1[0-9A-Z]{58}",
+    "cfut_ cfat_ cfk_": rb"\bcf(?:ut|at|k)_[A-Za-z0-9]{40,}",
+    "v1.0-": rb"\bv1\.0-[a-f0-9]{24}-[a-f0-9]{100,}",  # Cloudflare, certificates
+    "vcp_ vci_ vca_ vcr_ vck_": rb"\bvc[piark]_(?=\w{0,99}\d)[A-Za-z0-9]{24,}",
+    "vercel_blob_rw_": rb"\bvercel_blob_rw_\w{30,}",
+    "phx_": rb"\bphx_[A-Za-z0-9]{40,}",
+    "pa-": rb"\bpa-(?=[\w-]{0,99}\d)(?=[\w-]{0,99}[A-Z])[\w-]{40,}",  # Voyage
+    "key_": rb"\bkey_[a-f0-9]{64}\b",
+    "napi_": rb"\bnapi_[a-z0-9]{60,}",
+    "re_": rb"\bre_(?=\w{0,33}\d)[A-Za-z0-9]{8}_[A-Za-z0-9]{24}\b",  # Resend
+    "xkeysib- xsmtpsib-": rb"\bx(?:key|smtp)sib-[a-f0-9]{64}-\w{16}",
+    "pk_": rb"\bpk_\d{6,}_[A-Z0-9]{32}",  # ClickUp
+    "FlyV1": rb"\bFlyV1 fm\d\w?_[\w+/=,-]{40,}",
+    "fo1_": rb"\bfo1_[\w-]{43}",
+    "ak- as-": rb"\ba[ks]-(?=\w{0,21}\d)(?=\w{0,21}[A-Z])[A-Za-z0-9]{22}\b",  # Modal
+    "rpa_": rb"\brpa_[A-Z0-9]{40,}",
+    "KGAT_": rb"\bKGAT_[a-f0-9]{32}",
+    "api_org_": rb"\bapi_org_[A-Za-z0-9]{34}",
+    "esecret_": rb"\besecret_[A-Za-z0-9]{24,}",
+    "dtn_ pit_": rb"\b(?:dtn|pit)_[a-f0-9]{64}",
+    "BSA": rb"\bBSA(?=\w{0,27}\d)(?=\w{0,27}[a-z])[\w-]{27,28}(?![\w-])",  # Brave
+    "apify_api_": rb"\bapify_api_[A-Za-z0-9]{34,}",
+    "bedrock-api-key-": rb"\bbedrock-api-key-[A-Za-z0-9+/=]{60,}",
+    "AZDO": rb"\b[A-Za-z0-9]{76}AZDO[A-Za-z0-9]{4}\b",
+    "AKCp": rb"\bAKCp[A-Za-z0-9]{60,}",
+    "cmVmdGtu": rb"\bcmVmdGtu[A-Za-z0-9]{50,}",  # Artifactory
+    "sqp_ squ_ sqa_": rb"\bsq[apu]_[a-f0-9]{40}",
+    "snyk_": rb"\bsnyk_[su]at\.[\w.-]{30,}",
+    "pul-": rb"\bpul-[a-f0-9]{40}",
+    "dose": rb"\bdose[a-f0-9]{32}",
+    "ddapp_": rb"\bddapp_[A-Za-z0-9]{30,}",
+    "sha256~": rb"\bsha256~[\w-]{43}",  # OpenShift
+    "CFPAT-": rb"\bCFPAT-[\w-]{40,}",
+    "sl.": rb"\bsl\.(?:u\.)?(?=[\w-]{0,99}\d)[\w-]{120,}",  # Dropbox
+    "EAAA": rb"\bEAAA(?=[\w-]{0,59}\d)[\w-]{55,}",  # Square
+    "shippo_": rb"\bshippo_(?:live|test)_[a-f0-9]{40}",
+    "EZAK EZTK": rb"\bEZ[AT]K[A-Za-z0-9]{54}",
+    "access-": rb"\baccess-(?:production|development|sandbox)-[a-f0-9-]{36}",  # Plaid
+    "SSWS": rb"\bSSWS 00[\w-]{38,}",
+    "bkua_": rb"\bbkua_[a-f0-9]{40}",
+    "CCIPAT_ CCIPRJ_": rb"\bCCIP(?:AT|RJ)_[A-Za-z0-9]{22}_[a-f0-9]{40}",
+    "webhook.office.com": rb"webhook\.office\.com/webhookb2/[\w@/-]{80,}",
+    "oy2": rb"\boy2[a-z0-9]{43}\b",  # NuGet
+    "cio": rb"\bcio(?=\w{0,31}\d)[A-Za-z0-9]{32}\b",  # crates.io
+    "tskey-": rb"\btskey-[a-z]+-\w{8,}-\w{20,}",
+    "MD MT Mj Mz ND NT Nj Nz OD OT": rb"\b[MNO][\w-]{23,27}\.[\w-]{6}\.[\w-]{27,}",  # Discord
+    "asic": rb"\b[Bb]asic (?=[\w+/]{0,99}\d)(?=[\w+/]{0,99}[A-Z])(?=[\w+/]{0,99}[a-z])"
+        rb"[A-Za-z0-9+/]{16,}",
     "earer": rb"\b[Bb]earer (?=[\w.~+/-]{0,99}\d)(?=[\w.~+/-]{0,99}[A-Za-z])[\w.~+/-]{24,}",
 }  # fmt: skip
 """A short text that every such key contains -> a pattern for the whole key, with a run of `_RUN`.
@@ -94,19 +141,24 @@ _SHAPES = {
 _RUN = re.compile(rb"(?<![\w-])[\w-]{16}")
 _SHORT_SHAPES = {
     "-----BEGIN": rb"-----BEGIN [A-Z ]*PRIVATE KEY",
+    "PuTTY-User-Key-File": rb"PuTTY-User-Key-File-\d: ",
+    " -u ": rb" -u [\"']?[\w.@-]{1,64}:(?=[^\s\"']{0,99}\d)[^\s\"'{}<>$]{8,}",  # curl
     "://": rb"(?<=[A-Za-z])://[^\s:/@\"'{}<>$]{1,64}:[^\s:/@\"'{}<>$*]{3,}@[\w.\[-]",
 }
 """The same for keys without such a run."""
-_NAMES = (b"assw", b"ASSW", b"pwd", b"PWD", b"Pwd", b"ecret", b"ECRET", b"oken", b"OKEN", b"ey",
-          b"EY")  # fmt: skip
+_NAMES = (b"pass", b"Pass", b"PASS", b"pwd", b"PWD", b"Pwd", b"ecret", b"ECRET", b"oken", b"OKEN",
+          b"ey", b"EY")  # fmt: skip
 _NAMED = re.compile(
-    rb"(?i:password|passwd|pwd|secret|api[_-]?key|access[_-]?key|private[_-]?key|token)"
-    rb"(?:[\"']?\s{0,3}[:=]\s{0,3}[\"'](?=[^\s\"']{0,99}\d)[^\s\"'{}<>$]{8,}[\"']"
+    rb"(?i:passw(?:or)?d|passphrase|(?<![A-Za-z])pass|pwd|secret|token"
+    rb"|(?:api|access|private)[_-]?key)"
+    rb"(?:(?:[\"']\s{0,3},?\s{0,3}[\"']value)?[\"']?\s{0,3}[:=]\s{0,3}[\"'](?=[^\s\"']{0,99}\d)[^\s\"'{}<>$]{8,}[\"']"
+    rb"|=(?=[^\s&;]{0,99}\d)(?=[^\s&;]{0,99}[a-z])(?=[^\s&;]{0,99}[A-Z])[\w!@#%^*+~-]{8,}+(?![(\[.])"
     rb"|=(?=[^\s\"']{0,99}\d)(?=[^\s\"']{0,99}[A-Za-z])[^\s\"'{}<>$()\[\],;&]{12,}+(?![(\[])"
     rb"|(?<![nN])\s?[:=]\s?(?=\S{0,99}\d)(?=\S{0,99}[a-z])(?=\S{0,99}[A-Z])[\w+/=~-]{20,}+(?![(\[.]))"
 )
-"""A word with a digit that is given to such a name in code or settings: in quotes, or a longer one
-behind an equals sign, or one that mixes capitals, small letters and digits."""
+"""A word with a digit that is given to such a name in code or settings: in quotes (also behind
+`"name": "password", "value":`), or a longer one behind an equals sign, or one that mixes capitals,
+small letters and digits."""
 
 
 def _compiled(shapes: Mapping[str, bytes]) -> list[tuple[bytes, re.Pattern[bytes]]]:
