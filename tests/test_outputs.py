@@ -93,6 +93,10 @@ def test_a_journal_of_grades_is_not_the_answers(files: Path) -> None:
     before = (files / "data.jsonl").read_bytes()
     with pytest.raises(InputError, match="would destroy it"):
         graders.grade_many(GRADER, "data.jsonl", journal="data.jsonl", answer="answer")
+    samples = [{"item": {"answer": "a"}, "sample": "a"}]
+    for journal in ("data.jsonl", "grader.json"):
+        with pytest.raises(InputError, match="something else than grades"):
+            graders.grade_many(GRADER, samples, journal=journal)
     assert (files / "data.jsonl").read_bytes() == before
 
 
@@ -145,3 +149,58 @@ def test_no_file_of_a_folder_that_is_read_is_replaced(files: Path) -> None:
             reports.run(files / "mine.ipynb", out, labels="dump")
     assert check_output("dump/new.csv", ["dump"]) == Path("dump/new.csv")
     assert manifest.read_text() == "{}"
+
+
+@pytest.fixture
+def folder(files: Path) -> Path:
+    """A dataset folder with all its parts."""
+    made = files / "tickets"
+    made.mkdir()
+    for part in ("train", "valid", "test"):
+        (made / f"{part}.jsonl").write_text(json.dumps(ROW) + "\n")
+    (made / "grader.json").write_text(json.dumps(GRADER))
+    schema = {"name": "a", "schema": {"type": "object", "properties": {}}}
+    form = {"type": "json_schema", "json_schema": schema}
+    (made / "response_format.json").write_text(json.dumps(form))
+    (made / "tools.json").write_text("[]")
+    return made
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("part", ["train.jsonl", "test.jsonl", "grader.json", "tools.json"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "check tickets --quick --html OUT",
+        "ladder tickets -m tiny -o OUT",
+        "prompt optimize tickets -m tiny -o OUT",
+    ],
+)
+def test_no_part_of_a_dataset_folder_is_replaced(
+    folder: Path, command: str, part: str, way: str
+) -> None:
+    """The grader is read from the folder, though no option names it."""
+    before = (folder / part).read_bytes()
+    out = Path("tickets/../tickets", part) if way == "relative" else WAYS[way](folder / part)
+    done = CliRunner().invoke(cli.app, [str(out) if w == "OUT" else w for w in command.split()])
+    assert "is what is read here" in str(done.exception), done.output
+    assert (folder / part).read_bytes() == before
+
+
+def test_a_page_may_be_in_the_folder_that_is_checked(folder: Path) -> None:
+    command = ["check", "tickets", "--quick", "--html", str(folder / "page.html")]
+    for _ in range(2):
+        done = CliRunner().invoke(cli.app, command)
+        assert "is what is read here" not in str(done.exception), done.output
+        assert (folder / "page.html").is_file()
+
+
+@pytest.mark.parametrize("name", ["page-rows.csv", "PAGE-rows.CSV"])
+def test_no_table_of_a_page_replaces_a_file_of_a_folder_that_is_read(
+    files: Path, name: str
+) -> None:
+    (files / "dump").mkdir()
+    (files / "dump" / name).write_text("a,b\n")
+    with pytest.raises(RftkitError, match="may write over"):
+        reports.run("mine.ipynb", "dump/page.html", csv=True, labels="dump")
+    assert (files / "dump" / name).read_text() == "a,b\n"

@@ -82,8 +82,10 @@ def check(
             raise InputError("use either --dataset or the paths of files, not both")
         data = Path(dataset)
     lacking = ""
+    files: list[Path | None] = [valid, test, grader, response_format, tools]
     if data is not None:
         given = datasets.load(data)
+        files += given.files
         beside = {"valid": valid, "test": test, "grader": grader}
         absent = [part for part in given.missing if beside[part] is None]
         if absent and given.train != data:
@@ -96,7 +98,7 @@ def check(
             "there is nothing to check; type: rftkit check DATA, or rftkit check --dataset NAME"
         )
     for out in filter(None, (html, useful)):
-        check_output(out, [data, valid, test, grader, response_format, tools])
+        check_output(out, files)
     if html and useful:
         check_output(useful, [html])
     if useful and not (spec and model and rows):

@@ -81,9 +81,8 @@ def ladder(
         data, grader=grader, response_format=response_format, valid=valid, test=test
     )
     state_path = out.with_suffix(".json")
-    inputs = [found.train, found.valid, found.test, *filter(None, [grader, response_format])]
     for path in (out, state_path, room.answers_path(state_path)):
-        check_output(path, inputs)
+        check_output(path, found.files)
     plan = room.Plan(
         model=model,
         seed=seed,

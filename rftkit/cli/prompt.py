@@ -77,9 +77,8 @@ def optimize(
         data, grader=grader, response_format=response_format, valid=valid, needs_test=False
     )
     kept_path = out.with_suffix(".search.jsonl")
-    inputs = [found.train, found.valid, *filter(None, [grader, response_format, prompt])]
     for path in (out, kept_path):
-        check_output(path, inputs)
+        check_output(path, [*found.files, prompt])
     start = read_prompt(prompt) if prompt else None
     train, held_out = ladder.rows_of(found.train), ladder.rows_of(found.valid)
     options: dict[str, Any] = {"temperature": temperature, "max_completion_tokens": max_tokens}

@@ -60,6 +60,9 @@ class Dataset:
     tools: list[dict[str, Any]] | None = None
     """`tools` of a job: where the calls of the rows' functions go; None without tools."""
 
+    files: tuple[Path, ...] = ()
+    """All files that were read: nothing may be written over them."""
+
     @property
     def missing(self) -> list[str]:
         """The names of the parts that are not there; a response format is never missing."""
@@ -210,12 +213,15 @@ def load(source: str | Path) -> Dataset:
     """
     path = find(source)
     if not path.is_dir():
-        return Dataset(path.name.split(".")[0], path)
+        return Dataset(path.name.split(".")[0], path, files=(path,))
     specs = {name: path / f"{name}.json" for name in ("grader", "response_format")}
     read: dict[str, Any] = {name: read_json(file) for name, file in specs.items() if file.exists()}
-    if (file := path / "tools.json").exists():
-        read["tools"] = read_tools(file)
-    return Dataset(path.resolve().name, **parts_of(path), **read)  # type: ignore[arg-type]
+    specs["tools"] = path / "tools.json"
+    if specs["tools"].exists():
+        read["tools"] = read_tools(specs["tools"])
+    parts = parts_of(path)
+    files = (*filter(None, parts.values()), *(specs[name] for name in read))
+    return Dataset(path.resolve().name, **parts, **read, files=files)  # type: ignore[arg-type]
 
 
 def bundled(name: str) -> Dataset:

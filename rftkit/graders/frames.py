@@ -129,6 +129,8 @@ class _Journal:
         self._spec = json.dumps(spec, sort_keys=True)
         self._known: dict[str, Grade] = {}
         for entry in json_values(path):
+            if not (isinstance(entry, dict) and {"key", "grade"} <= entry.keys()):
+                raise InputError(f"{path} holds something else than grades; name another journal")
             with contextlib.suppress(TypeError, KeyError):
                 self._known[entry["key"]] = Grade(**entry["grade"])
 

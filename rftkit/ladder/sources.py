@@ -41,6 +41,7 @@ def open_data(
     folder = datasets.load(source)
     parts = ("valid", "test", "grader", "response_format")
     found: dict[str, Any] = {name: getattr(folder, name) for name in parts}
+    named = tuple(Path(each) for each in (grader, response_format, valid, test) if each is not None)
     for option, given in (("grader", grader), ("response_format", response_format)):
         if given is not None:
             found[option] = datasets.read_json(given)
@@ -52,7 +53,7 @@ def open_data(
         raise InputError(f"{source} is not complete; also give {', '.join(absent)}")
     if found["test"] is None:
         found["test"] = found["valid"]
-    return Complete(name=folder.name, train=folder.train, **found)
+    return Complete(name=folder.name, train=folder.train, files=(*folder.files, *named), **found)
 
 
 def rows_of(path: str | Path) -> list[Row]:

@@ -143,9 +143,15 @@ def _check_outputs(pages: Iterable[Path], inputs: list[Path], tables_of: Path | 
         ReportError: A page or a table would replace an input, or cannot be written.
     """
     if tables_of is not None:
-        for given in inputs:
-            if _may_be_table(given, _tables_of(tables_of)):
-                raise ReportError(f"--csv may write over {given}; give the page another name")
+        prefix = _tables_of(tables_of)
+        beside = prefix.parent.iterdir() if prefix.parent.is_dir() else ()
+        for table in (path for path in beside if _may_be_table(path, prefix)):
+            try:
+                check_output(table, inputs)
+            except InputError:
+                raise ReportError(
+                    f"--csv may write over {table}, which is read here; give the page another name"
+                ) from None
     try:
         for page in pages:
             check_output(page, inputs).parent.mkdir(parents=True, exist_ok=True)
@@ -162,10 +168,10 @@ def _tables_of(page: Path) -> Path:
     return page.with_name(os.fsencode(page.stem)[:TABLE_BYTES].decode("utf-8", "ignore"))
 
 
-def _may_be_table(given: Path, prefix: Path) -> bool:
-    """Whether an input has a name that a table of the page may get: `<page>-<table>.csv`."""
-    is_beside = given.resolve().parent == prefix.resolve().parent
-    return is_beside and given.suffix == ".csv" and given.name.startswith(f"{prefix.name}-")
+def _may_be_table(path: Path, prefix: Path) -> bool:
+    """Whether a file has a name that a table of the page may get: `<page>-<table>.csv`."""
+    name, start = path.name.lower(), f"{prefix.name}-".lower()  # some disks see no case
+    return name.endswith(".csv") and name.startswith(start)
 
 
 def _files_in(values: Iterable[Any]) -> Iterator[Path]:
