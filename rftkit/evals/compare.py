@@ -181,6 +181,7 @@ def _choose(table: Table, baseline: str, pairs: Sequence[PairSummary]) -> StepCh
         sentence=choice_sentence(
             runs=[table.samples.runs[place] for place in places], best=best, deploy=deploy,
             tied=tied, mean=mean, is_level=bool(np.ptp(means) == 0), num_rows=len(rewards),
+            num_graded=int(np.isfinite(rewards[:, labels.index(best)]).sum()),
             pair=better.get(deploy), baseline=baseline, expected_gain=gain, optimism=optimism,
             left_out=left_out,
         ),
@@ -211,15 +212,17 @@ def _best(
 
 
 def _left_out(table: Table, baseline: str) -> dict[str, str]:
-    """Runs that cannot be recommended, and why; if that is every run, none is left out."""
+    """Runs that cannot be recommended, and why. If that is every run, unfinished ones are kept, and
+    if it still is, those with few rows too.
+    """
     import numpy as np
 
     known = np.isfinite(table.rewards)
     shared = known[:, [table.samples.labels.index(baseline)]] & known
     graded, common = known.sum(axis=0), shared.sum(axis=0)
     finished = [run.status == "completed" for run in table.samples.runs]
-    most = int(max(graded[finished], default=0))
-    unrelated, weak = {}, {}
+    most = int(max(graded[finished], default=0)) or int(max(graded, default=0))
+    unrelated, unfinished, few = {}, {}, {}
     for at, run in enumerate(table.samples.runs):
         if run.label == baseline:
             continue
@@ -228,11 +231,11 @@ def _left_out(table: Table, baseline: str) -> dict[str, str]:
         elif common[at] == 0:
             unrelated[run.label] = f"it shares no graded row with {baseline}"
         elif not finished[at]:
-            weak[run.label] = f"it is {run.status}"
-        elif graded[at] < most * ENOUGH:
-            weak[run.label] = f"it has graded {graded[at]:,} of {counted(most, 'row')}"
-    is_all = len(unrelated) + len(weak) + 1 == len(table.samples.runs)
-    return unrelated if is_all else unrelated | weak
+            unfinished[run.label] = f"it is {run.status}"
+        if run.label not in unrelated and graded[at] < most * ENOUGH:
+            few[run.label] = f"it has graded {graded[at]:,} of {counted(most, 'row')}"
+    choices = (unrelated | few | unfinished, unrelated | few, unrelated)
+    return next(found for found in choices if len(found) + 1 < len(known.T) or found == unrelated)
 
 
 def _row_table(table: Table, baseline: str | None, focus: str | None) -> pd.DataFrame:

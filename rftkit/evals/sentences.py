@@ -41,7 +41,7 @@ def pair_sentence(pair: PairSummary) -> str:
                 " The smallest difference that this many rows would show in four of five "
                 f"repetitions is {pair.detectable:.3f}."
             )
-    if pair.ungraded is not None:
+    if pair.ungraded is not None and pair.difference.low is not None:
         old, new = pair.ungraded
         said += (
             f" {counted(new, 'sample')} of {pair.after} have no grade, {old:,} of {pair.before}: "
@@ -62,6 +62,7 @@ def choice_sentence(
     mean: float,
     is_level: bool,
     num_rows: int,
+    num_graded: int,
     pair: PairSummary | None,
     baseline: str,
     expected_gain: float | None,
@@ -71,9 +72,13 @@ def choice_sentence(
     """The recommendation: which is best, which are as good, what to expect, what to deploy.
 
     `pair` compares the run to deploy with the baseline; it is None if that is the baseline.
-    `is_level` states that all runs have the same mean.
+    `is_level` states that all runs have the same mean. `num_graded` rows of `num_rows` are graded
+    in the best run; a mean that rests on less than half of them says so.
     """
-    found = f"({mean:.3f} on {counted(num_rows, 'row')})"
+    rows = counted(num_rows, "row")
+    found = f"({mean:.3f} on {rows})"
+    if 2 * num_graded < num_rows:
+        found = f"(about {mean:.3f}: it has graded only {num_graded:,} of {rows})"
     all_runs = "Both runs" if len(runs) == 2 else f"All {len(runs)} runs"
     said = [f"{all_runs} have the same mean {found}" if is_level else f"{best} is best {found}"]
     why_not = "".join(f" {label} is left out: {why}." for label, why in left_out.items())

@@ -218,6 +218,9 @@ class Table:
             width = self.bounds[1] - self.bounds[0]
             found = stats.within(found, (-width, width))
         critical = correction.multiple if many and np.isfinite(correction.multiple) else None
+        detectable = stats.detectable(difference, level=self.level, critical=critical)
+        if detectable is not None and self.bounds is not None and detectable > width:
+            detectable = None  # no difference of rewards is that large
         order = np.argsort(np.nan_to_num(difference), kind="stable")
         summary = PairSummary(
             before=before,
@@ -239,7 +242,7 @@ class Table:
             num_comparisons=correction.num,
             margin=self.margin,
             equivalence_p=stats.equivalence_p(difference, self.margin) if self.margin else None,
-            detectable=stats.detectable(difference, level=self.level, critical=critical),
+            detectable=detectable,
             verdict="unclear",
             sentence="",
             ungraded=None if ungraded is None else self._num_ungraded(before, after),

@@ -150,6 +150,44 @@ def test_an_unfinished_baseline_is_not_chosen_by_itself() -> None:
     assert evals.compare(replace(samples, runs=only)).choice is not None
 
 
+@pytest.mark.parametrize("statuses", [("in_progress",) * 4, ("failed", *("completed",) * 3)])
+def test_three_rows_are_never_best_of_200(statuses: tuple[str, ...]) -> None:
+    """Not when all runs are unfinished either, nor when an unfinished run is all that is left."""
+    rng = np.random.default_rng(3)
+    several = {
+        label: rng.binomial(1, share, (200, 1)).astype(float).tolist()
+        for label, share in {"Step 0": 0.4, "Step 1": 0.45, "Step 2": 0.72}.items()
+    }
+    for whole in (several, {name: several[name] for name in ("Step 0", "Step 2")}):
+        samples = table({**whole, "Step 4": [[1.0]] * 3})
+        runs = tuple(
+            replace(run, status=status)
+            for run, status in zip(
+                samples.runs, statuses[: len(whole)] + statuses[-1:], strict=True
+            )
+        )
+        choice = evals.compare(replace(samples, runs=runs)).choice
+        assert choice is not None
+        assert choice.best == "Step 2"
+        assert choice.left_out["Step 4"] == "it has graded 3 of 200 rows"
+        assert "Step 4 is left out" in choice.sentence
+
+
+def test_a_baseline_of_few_rows_says_so_and_no_difference_is_larger_than_rewards() -> None:
+    rng = np.random.default_rng(7)
+    whole = {name: rng.binomial(1, 0.3, (60, 1)).astype(float).tolist() for name in "ac"}
+    found = evals.compare(table({**whole, "b": [[1.0]] * 3}), baseline="b")
+    assert found.choice is not None
+    assert "it has graded only 3 of 60 rows" in found.choice.sentence
+    two = table({"a": [[0.0], [1.0]], "b": [[1.0], [1.0]], "c": [[0.0], [1.0]]})
+    for pair in evals.compare(two).pairs:
+        assert pair.detectable is None
+        assert "smallest difference" not in pair.sentence
+    lost: list[list[float | None]] = [[1.0] if at < 2 else [None] for at in range(60)]
+    pair = evals.pair(table({"a": [[0.0], [1.0]] * 30, "b": lost}), "a", "b")
+    assert pair.difference.low is not None or "interval" not in pair.sentence
+
+
 def test_missing_grades_do_not_cost_the_rows_of_other_runs() -> None:
     """One in ten grades is gone, so of 60 rows hardly one is graded in all of 21 runs."""
     rng = np.random.default_rng(5)
