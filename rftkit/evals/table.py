@@ -214,12 +214,11 @@ class Table:
             found = stats.hull(found, *(self._for_all(each, correction) for each in ungraded))
         p = correction.together if many else correction.alone
         found = stats.as_tested(found, p, alpha)
-        if self.bounds is not None:
-            width = self.bounds[1] - self.bounds[0]
-            found = stats.within(found, (-width, width))
+        width = self.bounds[1] - self.bounds[0] if self.bounds is not None else np.inf
+        found = stats.within(found, (-width, width))
         critical = correction.multiple if many and np.isfinite(correction.multiple) else None
         detectable = stats.detectable(difference, level=self.level, critical=critical)
-        if detectable is not None and self.bounds is not None and detectable > width:
+        if detectable is not None and detectable > width:
             detectable = None  # no difference of rewards is that large
         order = np.argsort(np.nan_to_num(difference), kind="stable")
         summary = PairSummary(
