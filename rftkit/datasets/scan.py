@@ -50,7 +50,9 @@ MALFORMED = ""
 COLUMNS = ("numbers", "prompts", "folds", "labels", "chars")
 """The lists of a tally with one number for each usable row."""
 
-_ITEM_KEY = re.compile(r"""\bitem(?:\.get\(|\[)\s*["'](\w+)["']""")
+_GRADE = re.compile(r"""\bdef\s+grade\(\s*\w+[^,()]*,\s*(\w+)""")
+"""The name that `grade` gives to the row."""
+_KEY = r"""\b(?:%s)(?:\.get\(|\[)\s*["'](\w+)["']"""
 _canonical = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -248,9 +250,14 @@ def _read_by_source(item: Mapping[str, Any], grader: Mapping[str, Any] | None) -
     """Return the part of a row that python graders read, and so compare answers with."""
     sources = [leaf["source"] for leaf in types.parts(grader or {}).values()
                if leaf.get("type") == "python"]  # fmt: skip
-    keys = {key for source in sources for key in _ITEM_KEY.findall(source)} - {"messages", "tools"}
+    keys = {key for source in sources for key in _keys_of(source)} - {"messages", "tools"}
     read = {key: item[key] for key in sorted(keys) if key in item}
     return _canonical(read).decode("utf-8", "replace") if read else None
+
+
+def _keys_of(source: str) -> list[str]:
+    names = "|".join({"item", *_GRADE.findall(source)})
+    return re.findall(_KEY % names, source)
 
 
 def _note_lacking(

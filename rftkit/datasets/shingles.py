@@ -30,8 +30,10 @@ __all__ = [
 THRESHOLD = 0.8
 """Two texts with at least this similarity are near-duplicates."""
 MIN_WORDS = 8
-_AT_THE_END = " ?!.:…。？！"
+_AT_THE_START, _AT_THE_END = " ¿¡", " ?!.:;…。？！؟।"
 """Differences, besides case and spaces, between short texts that ask the same question."""
+_BESIDE_A_MARK = re.compile(r"(?<=\w) (?=[^\w\s])|(?<=[^\w\s]) (?=\w)")
+"""A blank that asks nothing else, as in `2 + 2` and `2+2`; between marks it may draw a picture."""
 STRETCH_CHARS = 100_000
 _HIDDEN = dict.fromkeys(map(ord, INVISIBLE))
 _WORD, _BLANK = re.compile(r"\S+"), re.compile(r"\s")
@@ -60,7 +62,8 @@ def is_available() -> bool:
 
 def folded(text: str) -> str:
     """The text without the differences that make no other question: case, blanks, the end mark."""
-    return " ".join(_plain(text).split()).strip(_AT_THE_END)
+    plain = " ".join(_plain(text).split()).lstrip(_AT_THE_START).rstrip(_AT_THE_END)
+    return _BESIDE_A_MARK.sub("", plain)
 
 
 def _plain(text: str) -> str:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rftkit import datasets
+from rftkit.datasets.shingles import folded
 from rftkit.errors import InputError
 
 
@@ -241,8 +242,22 @@ def test_short_prompts_that_are_the_same_question_stay_together(tmp_path: Path) 
     assert [place.line for place in found["near_shared_rows"].places] == [1, 2]
 
 
-def test_conflicts_are_seen_with_a_python_grader(tmp_path: Path) -> None:
-    source = "def grade(sample, item):\n    return float(item['gold'] in sample['output_text'])\n"
+@pytest.mark.parametrize(
+    ("first", "second", "is_same"),
+    [
+        ("What is 2 + 2?", "what is 2+2", True), ("¿Qué es?", "qué es", True),
+        ("Sum: 3, 4;", "sum : 3 , 4.", True), ("Is it so؟", "is it so", True),
+        ("Add 1 23", "Add 12 3", False), (".5 + 1", "5 + 1", False), ("# . .\n#", "# ..#", False),
+    ],
+)  # fmt: skip
+def test_what_makes_no_other_question(first: str, second: str, is_same: bool) -> None:
+    assert (folded(first) == folded(second)) is is_same
+
+
+@pytest.mark.parametrize("names", ["sample, item", "s: dict, data: dict", "answer,\n    row"])
+def test_conflicts_are_seen_with_a_python_grader(tmp_path: Path, names: str) -> None:
+    read = names.split(",")[1].split(":")[0].strip()
+    source = f"def grade({names}):\n    return float({read}['gold'] in 'x')\n"
     spec = {"type": "python", "name": "p", "source": source}
     path = write(tmp_path / "t.jsonl", [row("q", gold="x", id=1), row("q", gold="y", id=2)])
     found = {each.code for each in datasets.check(path, grader=spec).findings}
