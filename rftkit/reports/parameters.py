@@ -173,7 +173,11 @@ def _fitting(parameter: Parameter, value: Any, name: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A value with lists in place of tuples at any depth, so that a notebook can hold it."""
+    """A value with lists in place of tuples and arrays at any depth, and plain numbers for numpy's,
+    so that a notebook can hold it.
+    """
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
     return [_plain(each) for each in value] if isinstance(value, list | tuple) else value

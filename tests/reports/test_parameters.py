@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -95,6 +96,14 @@ def test_a_tuple_is_given_as_a_list(value):
 def test_tuples_and_none_are_taken_where_they_fit():
     values = {"shares": (0.5,), "maybe": None}
     assert checked(known(), values, "n") == {"shares": [0.5], "maybe": None}
+
+
+def test_numbers_and_arrays_of_numpy_are_plain_in_a_notebook():
+    given = {"count": np.int64(4), "rate": np.float32(0.5), "on": np.bool_(True)}
+    taken = checked(known(), {**given, "shares": np.array([0.5, 1.0]), "free": [np.int8(1)]}, "n")
+    assert taken == {"count": 4, "rate": 0.5, "on": True, "shares": [0.5, 1.0], "free": [1]}
+    assert [type(each) for each in taken.values()] == [int, float, bool, list, list]
+    assert type(taken["free"][0]) is int
 
 
 def test_a_cell_that_is_not_plain_python_is_refused():
