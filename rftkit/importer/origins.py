@@ -16,7 +16,7 @@ from rftkit.errors import InputError
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["OPENAI_URL", "Origin", "connect", "origin"]
+__all__ = ["OPENAI_URL", "Origin", "connect", "is_openai", "origin"]
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -99,3 +99,8 @@ def _checked_url(text: str) -> str:
             "the base URL and put the key into OPENAI_API_KEY (azure: AZURE_OPENAI_API_KEY)"
         )
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+
+
+def is_openai(url: str) -> bool:
+    """Whether a base URL is OpenAI's own, in any region (`eu.api.openai.com`)."""
+    return f".{urlsplit(url).hostname}".endswith(".api.openai.com")

@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from rftkit.importer.ledger import account_name
-from rftkit.importer.origins import OPENAI_URL
+from rftkit.importer.origins import is_openai
 from rftkit.importer.survey import KINDS, Survey
 from rftkit.wording import counted
 
@@ -120,7 +120,7 @@ def _named(kinds: Iterable[str]) -> str:
 def shutdown_lines(models: Iterable[Mapping[str, Any]], origin: str) -> list[str]:
     """A line for each shutdown date of the account's parts, the earliest first."""
     dates: dict[str, list[str]] = {}
-    if origin == OPENAI_URL:
+    if is_openai(origin):
         dates[f"{EVALS_END}"] = ["evals with their runs"]
         dates[f"{JOBS_END}"] = ["creating fine-tuning jobs"]
     for model in models:

@@ -13,7 +13,7 @@ from typing import Any
 from rftkit.importer.account import Summary
 from rftkit.importer.dump import Dump, saved_dump
 from rftkit.importer.ledger import MANIFEST, Ledger, account_name
-from rftkit.importer.origins import OPENAI_URL
+from rftkit.importer.origins import is_openai
 from rftkit.importer.others import OTHERS
 from rftkit.importer.overview import (
     EVALS_END,
@@ -73,7 +73,7 @@ def save_summary(
 def _is_over(what: str, origin: str, today: date) -> bool:
     """Whether the service has switched off what is missing."""
     is_eval = what.removeprefix("lists/").split("/")[0] == "evals"
-    return is_eval and origin == OPENAI_URL and today > EVALS_END
+    return is_eval and is_openai(origin) and today > EVALS_END
 
 
 def upload_summary(done: UploadSummary, *, dry_run: bool = False) -> str:

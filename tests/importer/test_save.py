@@ -284,7 +284,9 @@ def test_after_the_end_of_evals_nobody_is_told_to_try_again(tmp_path: Path) -> N
 
     assert "run the same command again" in told(gone, sooner)
     assert "run the same command again" in told(gone, later, "https://other.invalid/v1")
-    assert "run the same command again" not in told(gone, later)
+    assert "run the same command again" in told(gone, later, "https://api.openai.com.invalid/v1")
+    for origin in (OPENAI_URL, f"{OPENAI_URL}/", "https://eu.api.openai.com/v1"):
+        assert "run the same command again" not in told(gone, later, origin)
     assert "Evals were shut down on 30 November 2026" in told(gone, later)
     assert "run the same command again" in told(gone | failed, later)
 
