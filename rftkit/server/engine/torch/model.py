@@ -54,6 +54,7 @@ from rftkit.server.engine.torch.plain import PlainDecode, longest_text, plain_hi
 from rftkit.server.engine.torch.stack import Stack, find_stack
 from rftkit.server.engine.values import TrainGroup
 from rftkit.wholefile import temporary_problem
+from rftkit.wording import cut
 
 __all__ = ["LoadedModel"]
 
@@ -453,8 +454,7 @@ def _loaded(folder: Path, load: Callable[[], Any]) -> Any:
 
 def _why(error: Exception) -> str:
     """The reason of a library, without its line breaks and long lists."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= MAX_WHY else f"{text[:MAX_WHY]}…"
+    return cut(" ".join(str(error).split()) or type(error).__name__, MAX_WHY)
 
 
 def _model_type(folder: Path) -> str:
