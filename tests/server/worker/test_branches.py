@@ -220,7 +220,9 @@ def test_the_command_sends_tools_and_turns_of_a_branch(
         sent.append(body)
         return SimpleNamespace(id=job_id, to_dict=lambda **_: parent)
 
-    routes = SimpleNamespace(retrieve=lambda _: answer(), create=answer)
+    routes = SimpleNamespace(
+        retrieve=lambda _: answer(), create=answer, list_events=lambda *_, **__: []
+    )
     fake = SimpleNamespace(fine_tuning=SimpleNamespace(jobs=routes))
     monkeypatch.setattr(rftkit_client, "connect", lambda *_: fake)
     entries = [{"name": "look_up", "server_url": "http://tools.test"}]

@@ -447,6 +447,8 @@ def _loaded(folder: Path, load: Callable[[], Any]) -> Any:
                 f"transformers has no language model of its kind ({_model_type(folder)}). Models "
                 "that see or hear are of no use here without a text model of their own"
             )
+        elif "trust_remote_code" in str(error):
+            why = "it needs code of its own (auto_map in its config.json), which is never run here"
         else:
             why = _why(error)
         raise InputError(f"the model in {folder} cannot be loaded: {why}", param="model") from error
