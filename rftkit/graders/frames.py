@@ -121,6 +121,10 @@ def to_frame(grades: Iterable[Grade], *, index: Any = None) -> pd.DataFrame:
     return pd.DataFrame(columns, index=index)
 
 
+SEARCH = "search"
+"""Key of what a search is for, in the first line of its file."""
+
+
 class _Journal:
     """Grades by what was graded, in a file that only grows."""
 
@@ -128,9 +132,12 @@ class _Journal:
         self._path, self._lock = path, threading.Lock()
         self._spec = json.dumps(spec, sort_keys=True)
         self._known: dict[str, Grade] = {}
-        for entry in json_values(path):
-            if not (isinstance(entry, dict) and {"key", "grade"} <= entry.keys()):
-                raise InputError(f"{path} holds something else than grades; name another journal")
+        entries = list(json_values(path))
+        # The file of a search of prompts or rungs begins with its purpose, and has grades as well.
+        first = entries[0] if entries else {SEARCH: {}}
+        if not (isinstance(first, dict) and (SEARCH in first or {"key", "grade"} <= first.keys())):
+            raise InputError(f"{path} holds something else than grades; name another journal")
+        for entry in entries:
             with contextlib.suppress(TypeError, KeyError):
                 self._known[entry["key"]] = Grade(**entry["grade"])
 

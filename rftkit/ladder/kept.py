@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from rftkit.errors import InputError
+from rftkit.graders.frames import SEARCH
 from rftkit.growing import append_json, json_values
 from rftkit.wording import listed
 
 __all__ = ["Kept", "open_kept"]
 
-PURPOSE, KEY, VALUE = "search", "question", "answer"
+PURPOSE, KEY, VALUE = SEARCH, "question", "answer"
 Facts = Mapping[str, Any]
 
 
