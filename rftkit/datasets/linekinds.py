@@ -119,7 +119,7 @@ def _from_pair(item: Item) -> Found:
     if prompt is None or "messages" in item:
         return None
     beside = _beside(prompt, item)
-    given = item[prompt]
+    given, earlier = item[prompt], []
     if isinstance(given, list) and any(isinstance(each, dict) and "role" in each for each in given):
         messages = given
     else:
@@ -128,12 +128,12 @@ def _from_pair(item: Item) -> Found:
         if not text:
             found = "null" if given is None else "empty"
             raise InputError(f"the prompt (`{prompt}`) is {found}; fill it in, or remove the line")
-        messages = [*_earlier(item.get("history")), {"role": "user", "content": text}]
+        earlier = _earlier(item.get("history"))
+        messages = [*earlier, {"role": "user", "content": text}]
     answer = next((key for key in ANSWERS if item.get(key) is not None), None)
     if answer is None:  # a null stays null, and `check` names it
         answer = next((key for key in ANSWERS if key in item), None)
-    told = [key for key in ("history",) if len(messages) > 1 and _are_pairs(item.get(key))]
-    taken = (prompt, *beside, *told, answer)
+    taken = (prompt, *beside, *(["history"] if earlier else []), answer)
     rest = {key: value for key, value in item.items() if key not in taken}
     reference = {"reference_answer": item[answer]} if answer else {}
     return _with_system({"messages": messages} | reference | rest), None
