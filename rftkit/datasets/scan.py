@@ -7,6 +7,7 @@ different rows collide is about 3 in 100 million.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections import Counter
@@ -255,7 +256,9 @@ def _read_by_source(item: Mapping[str, Any], grader: Mapping[str, Any] | None) -
     return _canonical(read).decode("utf-8", "replace") if read else None
 
 
+@functools.cache
 def _keys_of(source: str) -> list[str]:
+    """The keys of the row that a python grader reads; asked for every row."""
     names = "|".join({"item", *_GRADE.findall(source)})
     return re.findall(_KEY % names, source)
 

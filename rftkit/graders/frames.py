@@ -132,12 +132,9 @@ class _Journal:
         self._path, self._lock = path, threading.Lock()
         self._spec = json.dumps(spec, sort_keys=True)
         self._known: dict[str, Grade] = {}
-        entries = list(json_values(path))
-        # The file of a search of prompts or rungs begins with its purpose, and has grades as well.
-        first = entries[0] if entries else {SEARCH: {}}
-        if not (isinstance(first, dict) and (SEARCH in first or {"key", "grade"} <= first.keys())):
-            raise InputError(f"{path} holds something else than grades; name another journal")
-        for entry in entries:
+        for number, entry in enumerate(json_values(path)):
+            if number == 0 and not _begins_journal(entry):
+                raise InputError(f"{path} holds something else than grades; name another journal")
             with contextlib.suppress(TypeError, KeyError):
                 self._known[entry["key"]] = Grade(**entry["grade"])
 
@@ -157,6 +154,11 @@ class _Journal:
     def add(self, key: str, grade: Grade) -> None:
         with self._lock:
             append_json(self._path, {"key": key, "grade": dataclasses.asdict(grade)})
+
+
+def _begins_journal(entry: Any) -> bool:
+    """Whether it is a grade, or the purpose of a search, whose file has grades as well."""
+    return isinstance(entry, dict) and (SEARCH in entry or {"key", "grade"} <= entry.keys())
 
 
 def _grade(

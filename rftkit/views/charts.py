@@ -246,29 +246,19 @@ def _with_validations(
         words = f"whose reward changed from {found.baseline} to {label}"
         return jumps.attributes(rows, words) if jumps and rows else ""
 
-    lines = [
-        replace(line, steps=list(means), values=list(means.values()), ends=())
-        if means and line.label == "validation"
-        else line
-        for line in panel.lines
-    ]
-    return replace(
-        panel,
-        lines=tuple(
-            replace(
-                line,
-                ends=[
-                    ends(step) or old
-                    for step, old in zip_longest(line.steps, line.ends)
-                    if step is not None
-                ],
-                links=[link(step) for step in line.steps],
-            )
-            if line.label == "validation"
-            else line
-            for line in lines
-        ),
-    )
+    def measured(line: Line) -> Line:
+        if line.label != "validation":
+            return line
+        if means:
+            line = replace(line, steps=list(means), values=list(means.values()), ends=())
+        known = zip_longest(line.steps, line.ends)
+        return replace(
+            line,
+            ends=[ends(step) or old for step, old in known if step is not None],
+            links=[link(step) for step in line.steps],
+        )
+
+    return replace(panel, lines=tuple(map(measured, panel.lines)))
 
 
 def _with_unique_names(graders: pd.DataFrame) -> pd.DataFrame:
