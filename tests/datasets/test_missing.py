@@ -99,6 +99,10 @@ def test_the_history_of_an_instruction_goes_before_it(tmp_path: Path) -> None:
     assert "history" not in made
     _, [other] = converted(tmp_path / "same", row | {"history": "of Rome"})
     assert other["history"] == "of Rome"
+    chat = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+    messages = {"prompt": [*chat, {"role": "user", "content": "e"}], "answer": "x"}
+    _, [third] = converted(tmp_path / "chat", messages | {"history": [["a", "b"]]})
+    assert third["history"] == [["a", "b"]]  # not said elsewhere, so not lost
 
 
 def test_a_missing_answer_stays_missing(tmp_path: Path) -> None:
@@ -123,7 +127,8 @@ def test_two_answers_are_both_kept_and_reported(tmp_path: Path, key: str) -> Non
 
 @pytest.fixture(autouse=True)
 def folders(tmp_path: Path) -> None:
-    (tmp_path / "same").mkdir()
+    for name in ("same", "chat"):
+        (tmp_path / name).mkdir()
 
 
 def test_check_names_what_is_missing(tmp_path: Path) -> None:
