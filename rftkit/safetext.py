@@ -74,21 +74,46 @@ class Printable:
 
 def redacted(text: str, secrets: Iterable[str | None]) -> str:
     """The text with every secret, and every form in which an error may repeat it, hidden."""
-    forms = {form for secret in secrets if secret for form in _forms(secret)}
+    parts = {part for secret in secrets if secret for part in _parts(secret)}
+    forms = {form for part in parts for form in _forms(part)}
     for form in sorted(forms, key=len, reverse=True):  # some remotes change the case of a header
         text = re.sub(re.escape(form), HIDDEN, text, flags=re.IGNORECASE)
+    for part in parts:
+        text = _without_shortened(text, part)
     return text
 
 
-def _forms(secret: str) -> Iterable[str]:
-    parts = {secret, secret.strip(), *secret.split(), *_inside(secret)}
-    for part in parts:
+def _parts(secret: str) -> Iterable[str]:
+    for part in {secret, secret.strip(), *secret.split(), *_inside(secret)}:
         if len(part) >= _SHORT and part.lower() not in ("basic", "bearer", "token", "apikey"):
-            yield from (part, repr(part)[1:-1], quote(part), quote(part, safe=""), escape(part))
-            yield part.encode("unicode_escape").decode()
-            yield json.dumps(part)[1:-1]
-            yield json.dumps(json.dumps(part)[1:-1])[1:-1]  # an error within an error
-            yield base64.b64encode(part.encode("utf-8", "replace")).decode()
+            yield part
+
+
+def _forms(part: str) -> Iterable[str]:
+    yield from (part, repr(part)[1:-1], quote(part), quote(part, safe=""), escape(part))
+    yield part.encode("unicode_escape").decode()
+    yield json.dumps(part)[1:-1]
+    yield json.dumps(json.dumps(part)[1:-1])[1:-1]  # an error within an error
+    yield base64.b64encode(part.encode("utf-8", "replace")).decode()
+
+
+def _without_shortened(text: str, secret: str) -> str:
+    """Hide a secret that a remote has shortened itself: its beginning, its end, or both."""
+    if len(secret) < _LONG:
+        return text
+
+    def hidden(found: re.Match[str]) -> str:
+        if not secret.startswith(found["begin"]):
+            return found[0]
+        return HIDDEN if secret.endswith(found["end"]) else HIDDEN + found["end"]
+
+    begin, end = re.escape(secret[:_SHORT]), re.escape(secret[-_SHORT:])
+    text = re.sub(
+        rf"(?P<begin>{begin}[^\s*…]{{0,40}}?)(?:\*{{3}}|\.{{3}}|…)[*.…]{{0,99}}(?P<end>[\w-]{{0,12}})",
+        hidden,
+        text,
+    )
+    return re.sub(rf"(?:(?<=\*{{3}})|(?<=\.{{3}})|(?<=…)){end}(?!\w)", HIDDEN, text)
 
 
 def _inside(secret: str) -> Iterable[str]:

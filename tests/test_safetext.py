@@ -135,3 +135,22 @@ def test_formulas_become_text(text: str) -> None:
 @pytest.mark.parametrize("value", ["-1.5", "+3", "a=b", "", 1, None, -2.0])
 def test_other_cells_stay(value: object) -> None:
     assert cell(value) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Incorrect API key provided: sk-proj-aB3+….", "provided: sk-proj-********************As6D.",
+        "key=sk-p...s6D", "a key that ends in ****As6D", "…As6D", "Bearer sk-proj-aB3+x9...",
+    ],
+)  # fmt: skip
+def test_a_key_that_a_remote_has_shortened_itself_is_hidden(text: str) -> None:
+    shown = redacted(text, ["Bearer sk-proj-aB3+x9Yz7Qw1Er2Ty3Ui4Op5As6D"])
+    assert "aB3+" not in shown
+    assert "sk-p" not in shown
+    assert "As6D" not in shown
+
+
+def test_other_shortened_words_stay() -> None:
+    for text in ("well... sk-learn... is fine", "sk-proj-zzzz… is another", "so…As6Different"):
+        assert redacted(text, ["sk-proj-aB3+x9Yz7Qw1Er2Ty3Ui4Op5As6D"]) == text
