@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 __all__ = ["has_secret"]
 
+_UUID = rb"[a-f0-9]{8}-(?:[a-f0-9]{4}-){3}[a-f0-9]{12}\b"
 _SHAPES = {
     "sk-": rb"\bc?sk-[\w-]{20,}",  # OpenAI, Anthropic, OpenRouter, DeepSeek, Cerebras
     "sk_": rb"\b(?:sk_(?:live|test)_[A-Za-z0-9]{16,}|(?:pc)?sk_(?=\w{0,99}\d)\w{40,})",
@@ -130,8 +131,13 @@ _SHAPES = {
     "webhook.office.com": rb"webhook\.office\.com/webhookb2/[\w@/-]{80,}",
     "oy2": rb"\boy2[a-z0-9]{43}\b",  # NuGet
     "cio": rb"\bcio(?=\w{0,31}\d)[A-Za-z0-9]{32}\b",  # crates.io
+    "secret- client- console-": rb"\b(?:secret|client|console)-"
+        rb"(?=\w{0,99}\d)(?=\w{0,99}[A-Z])(?=\w{0,99}[a-z])[A-Za-z0-9]{36,}\b",  # Statsig
+    "sdk- mob- api-": rb"\b(?:sdk|mob|api)-" + _UUID,  # LaunchDarkly
     "tskey-": rb"\btskey-[a-z]+-\w{8,}-\w{20,}",
     "MD MT Mj Mz ND NT Nj Nz OD OT": rb"\b[MNO][\w-]{23,27}\.[\w-]{6}\.[\w-]{27,}",  # Discord
+    "uthorization": rb"[Aa]uthorization[\"']?: ?[\"']?[A-Za-z]{3,12} "
+        rb"(?=[\w.:~+/-]{0,99}\d)(?=[\w.:~+/-]{0,99}[A-Za-z])[\w.:~+/-]{24,}",
     "asic": rb"\b[Bb]asic (?=[\w+/]{0,99}\d)(?=[\w+/]{0,99}[A-Z])(?=[\w+/]{0,99}[a-z])"
         rb"[A-Za-z0-9+/]{16,}",
     "earer": rb"\b[Bb]earer (?=[\w.~+/-]{0,99}\d)(?=[\w.~+/-]{0,99}[A-Za-z])[\w.~+/-]{24,}",
@@ -150,15 +156,16 @@ _NAMES = (b"pass", b"Pass", b"PASS", b"pwd", b"PWD", b"Pwd", b"ecret", b"ECRET",
           b"ey", b"EY")  # fmt: skip
 _NAMED = re.compile(
     rb"(?i:passw(?:or)?d|passphrase|(?<![A-Za-z])pass|pwd|secret|token"
-    rb"|(?:api|access|private)[_-]?key)"
+    rb"|(?:api|access|private|subscription)[_-]?key)"
     rb"(?:(?:[\"']\s{0,3},?\s{0,3}[\"']value)?[\"']?\s{0,3}[:=]\s{0,3}[\"'](?=[^\s\"']{0,99}\d)[^\s\"'{}<>$]{8,}[\"']"
     rb"|=(?=[^\s&;]{0,99}\d)(?=[^\s&;]{0,99}[a-z])(?=[^\s&;]{0,99}[A-Z])[\w!@#%^*+~-]{8,}+(?![(\[.])"
     rb"|=(?=[^\s\"']{0,99}\d)(?=[^\s\"']{0,99}[A-Za-z])[^\s\"'{}<>$()\[\],;&]{12,}+(?![(\[])"
-    rb"|(?<![nN])\s?[:=]\s?(?=\S{0,99}\d)(?=\S{0,99}[a-z])(?=\S{0,99}[A-Z])[\w+/=~-]{20,}+(?![(\[.]))"
+    rb"|(?<![nN])\s?[:=]\s?(?=\S{0,99}\d)(?=\S{0,99}[a-z])(?=\S{0,99}[A-Z])[\w+/=~-]{20,}+(?![(\[.])"
+    rb"|\s?[:=]\s?(?:" + _UUID + rb"|(?=[a-f]{0,99}\d)(?=\d{0,99}[a-f])[a-f0-9]{32,128}\b))"
 )
 """A word with a digit that is given to such a name in code or settings: in quotes (also behind
 `"name": "password", "value":`), or a longer one behind an equals sign, or one that mixes capitals,
-small letters and digits."""
+small letters and digits, or a UUID or a long number in hexadecimal."""
 
 
 def _compiled(shapes: Mapping[str, bytes]) -> list[tuple[bytes, re.Pattern[bytes]]]:
