@@ -3,8 +3,8 @@
 A chat that ends with the assistant gives its last message as the answer; so does a preference row
 with its preferred answer. The `conversations` of ShareGPT, turns of `from` and `value`, are chats.
 A prompt (or question, input, instruction) with an answer (or completion, output, response, ideal)
-becomes one user message; the `input` or `context` of an instruction or question is added to it, its
-`history` goes before it. A `system` text becomes the first message. An
+becomes one user message; the `input`, `context` or `passage` of an instruction or question and its
+choices are added to it, its `history` goes before it. A `system` text becomes the first message. An
 eval's `item` becomes the row, and a `sample` beside it is dropped.
 Every other key is kept. Values that are not text are written as JSON, and a missing value never
 becomes a word.
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rftkit.datasets.choices import ANSWER_KEYS, choice_lines, labelled, named_answer
 from rftkit.datasets.columns import PROMPTS
 from rftkit.datasets.forms import KEYS, answers_in, row_in
 from rftkit.errors import InputError
@@ -25,7 +26,7 @@ __all__ = ["ANSWERS", "KINDS", "Item"]
 
 ABOUT_SOMETHING = ("instruction", "question", "query")
 """Prompts whose subject may be under another key."""
-SUBJECTS = ("input", "context")
+SUBJECTS = ("input", "context", "passage", "article")
 ANSWERS = ("reference_answer", "answer", "completion", "output", "response", "ideal", "target")
 """Keys of an answer, the likeliest first."""
 TURNS = ("conversations", "conversation", "turns", "dialogue")
@@ -119,23 +120,26 @@ def _from_pair(item: Item) -> Found:
     if prompt is None or "messages" in item:
         return None
     beside = _beside(prompt, item)
-    given, earlier = item[prompt], []
+    given, earlier, choices = item[prompt], [], labelled(item) if prompt in ABOUT_SOMETHING else []
     if isinstance(given, list) and any(isinstance(each, dict) and "role" in each for each in given):
-        messages = given
+        messages, choices = given, []
     else:
         parts = [_written(item[key]) for key in (prompt, *beside)]
         text = "\n\n".join(part for part in parts if part.strip())
         if not text:
             found = "null" if given is None else "empty"
             raise InputError(f"the prompt (`{prompt}`) is {found}; fill it in, or remove the line")
+        if choices:
+            text = f"{text}\n\n{choice_lines(choices)}"
         earlier = _earlier(item.get("history"))
         messages = [*earlier, {"role": "user", "content": text}]
-    answer = next((key for key in ANSWERS if item.get(key) is not None), None)
+    answers = (*ANSWERS, *(ANSWER_KEYS if choices else ()))
+    answer = next((key for key in answers if item.get(key) is not None), None)
     if answer is None:  # a null stays null, and `check` names it
-        answer = next((key for key in ANSWERS if key in item), None)
+        answer = next((key for key in answers if key in item), None)
     taken = (prompt, *beside, *(["history"] if earlier else []), answer)
     rest = {key: value for key, value in item.items() if key not in taken}
-    reference = {"reference_answer": item[answer]} if answer else {}
+    reference = {"reference_answer": named_answer(choices, item[answer])} if answer else {}
     return _with_system({"messages": messages} | reference | rest), None
 
 

@@ -246,3 +246,28 @@ def test_one_question_in_two_spellings_is_a_leak(one: str, other: str, tmp_path:
             tmp_path / "train.jsonl", None, tmp_path / "test.jsonl", near_duplicates=near
         )
         assert "near_shared_rows" in {each.code for each in found.findings}
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        ({"question": "q", "choices": ["x", "y"], "answer": 1}, "q\n\nA) x\nB) y", "B"),
+        (
+            {"question": "q", "choices": {"text": ["x", "y"], "label": ["1", "2"]},
+             "answerKey": "2"},
+            "q\n\n1) x\n2) y", "2",
+        ),
+        ({"question": "q", "options": {"A": "x", "B": "y"}, "answer": "A"}, "q\n\nA) x\nB) y", "A"),
+        ({"question": "q", "options": ["A)21", "B)3"], "correct": "B"}, "q\n\nA)21\nB)3", "B"),
+        ({"question": "q", "choices": [2, 1], "answer": 1}, "q\n\nA) 2\nB) 1", 1),
+        ({"passage": "p", "question": "q", "answer": "no"}, "q\n\np", "no"),
+        ({"question": "q", "choices": "none", "answer": 1}, "q", 1),
+        ({"prompt": "q A) x B) y", "choices": ["x", "y"], "answer": "B"}, "q A) x B) y", "B"),
+    ],
+)  # fmt: skip
+def test_the_choices_of_a_question_are_in_the_prompt(
+    tmp_path: Path, row: dict[str, Any], prompt: str, answer: Any
+) -> None:
+    _, [made] = converted(tmp_path, row)
+    assert made["messages"] == [{"role": "user", "content": prompt}]
+    assert made["reference_answer"] == answer
