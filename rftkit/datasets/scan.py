@@ -7,9 +7,9 @@ different rows collide is about 3 in 100 million.
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,9 +51,6 @@ MALFORMED = ""
 COLUMNS = ("numbers", "prompts", "folds", "labels", "chars")
 """The lists of a tally with one number for each usable row."""
 
-_GRADE = re.compile(r"""\bdef\s+grade\(\s*\w+[^,()]*,\s*(\w+)""")
-"""The name that `grade` gives to the row."""
-_KEY = r"""\b(?:%s)(?:\.get\(|\[)\s*["'](\w+)["']"""
 _canonical = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -257,10 +254,17 @@ def _read_by_source(item: Mapping[str, Any], grader: Mapping[str, Any] | None) -
 
 
 @functools.cache
-def _keys_of(source: str) -> list[str]:
-    """The keys of the row that a python grader reads; asked for every row."""
-    names = "|".join({"item", *_GRADE.findall(source)})
-    return re.findall(_KEY % names, source)
+def _keys_of(source: str) -> set[str]:
+    """The texts in a python grader, some of which are keys of the row; asked for every row.
+
+    The row may have any name there, and a key too (`wanted = row; wanted[KEY]`).
+    """
+    try:
+        nodes = ast.walk(ast.parse(source))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
+    return {each.value for each in nodes
+            if isinstance(each, ast.Constant) and isinstance(each.value, str)}  # fmt: skip
 
 
 def _note_lacking(

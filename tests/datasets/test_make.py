@@ -267,6 +267,25 @@ def test_conflicts_are_seen_with_a_python_grader(tmp_path: Path, names: str) -> 
     assert "conflicting_rows" not in found
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "KEY = 'gold'\ndef grade(sample, item):\n    return float(item[KEY] in 'x')",
+        "def grade(sample, item):\n    row = item\n    return float(row['gold'] in 'x')",
+        "def right(it):\n    return it.get('gold')\n"
+        "def grade(sample, item):\n    return float(right(item) in 'x')",
+        "def grade(sample, item):\n    match item:\n        case {'gold': gold}:\n"
+        "            return float(gold in 'x')",
+    ],
+)
+def test_conflicts_are_seen_whatever_a_grader_calls_the_row(tmp_path: Path, code: str) -> None:
+    spec = {"type": "python", "name": "p", "source": code}
+    path = write(tmp_path / "t.jsonl", [row("q", gold="x", id=1), row("q", gold="y", id=2)])
+    assert "conflicting_rows" in {f.code for f in datasets.check(path, grader=spec).findings}
+    same = write(tmp_path / "s.jsonl", [row("q", gold="x", id=1), row("q", gold="x", id=2)])
+    assert "conflicting_rows" not in {f.code for f in datasets.check(same, grader=spec).findings}
+
+
 def test_keys_of_rows_may_have_any_name(tmp_path: Path) -> None:
     rows = [row("q", refused="mine", refusal="own", line=7)]
     with datasets.open(write(tmp_path / "t.jsonl", rows)) as opened:
