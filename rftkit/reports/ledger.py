@@ -126,16 +126,25 @@ def content_of(values: Any) -> Any:
 
 
 def _held(path: Path) -> Any:
-    """The digest of a file, or of each file in a folder; None for anything else."""
+    """The digest of a file, or of each file in a folder and below; None for anything else."""
     try:
         if path.is_file():
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         if path.is_dir() and path.name:
-            return {each.name: _held(each) for each in sorted(path.iterdir()) if each.is_file()}
+            return {
+                each.relative_to(path).as_posix(): _held(each)
+                for each in sorted(path.rglob("*"))
+                if each.is_file() and not _is_hidden(each.relative_to(path))
+            }
     except (OSError, ValueError):  # too long for a path, or unreadable: treat it as text
         return None
     return None
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether it is in a folder such as `.git`, where files change by themselves."""
+    return any(part.startswith(".") for part in path.parts[:-1])
 
 
 @contextmanager

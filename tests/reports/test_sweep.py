@@ -99,6 +99,18 @@ def test_an_edited_file_that_a_parameter_names_is_read_again(tmp_path):
     assert ledger.content_of(["no such file", "x" * 5000, "a\0b", 3, None])[1] == "x" * 5000
 
 
+def test_an_edited_file_deep_in_a_folder_that_a_parameter_names_is_read_again(tmp_path):
+    deep = tmp_path / "data" / "split" / "train.jsonl"
+    deep.parent.mkdir(parents=True)
+    (tmp_path / "data" / ".git").mkdir()
+    deep.write_text("a")
+    before = ledger.content_of({"where": str(tmp_path / "data")})
+    (tmp_path / "data" / ".git" / "index").write_text("changes by itself")
+    assert before == ledger.content_of({"where": str(tmp_path / "data")})
+    deep.write_text("b")
+    assert before != ledger.content_of({"where": str(tmp_path / "data")})
+
+
 def test_an_edited_file_in_the_home_folder_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "data.txt").write_text("a")
