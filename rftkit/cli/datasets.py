@@ -202,6 +202,11 @@ def profile(
 
     if out is not None:
         check_output(out, [source, grader, response_format])
+        if source.is_dir() and out.expanduser().resolve().parent == source.resolve():
+            raise InputError(
+                f"{out} is in the folder that is profiled, where it would be taken for data of "
+                "the dataset; write it somewhere else"
+            )
     frame = datasets.profile(
         source,
         grader=datasets.read_json(grader) if grader else None,

@@ -117,6 +117,17 @@ def test_making_datasets(typed: Type, files: Path) -> None:
     assert isinstance(done.exception, InputError)
 
 
+def test_a_profile_is_not_written_into_the_folder_that_it_reads(typed: Type, files: Path) -> None:
+    folder = files / "data"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_bytes((files / "good.jsonl").read_bytes())
+    done = typed("dataset", "profile", folder, "--out", folder / "x.csv")
+    assert isinstance(done.exception, InputError)
+    assert not (folder / "x.csv").exists()
+    done = typed("dataset", "profile", folder, "--out", files / "x.csv")
+    assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_links_findings_to_their_rows(chromium: Any, files: Path, scheme: str) -> None:
     check = datasets.check(files / "bad.jsonl", grader=GRADER)
