@@ -161,7 +161,8 @@ def write_folder(
 def damage(folder: Path) -> str | None:
     """What is wrong with a folder that `write_folder` made, or None."""
     if folder.is_dir() and not (folder / SUMS).is_file():
-        return None  # written by a version without digests
+        # a version without digests may have written it
+        return None if any(folder.iterdir()) else f"{folder} is empty"
     try:
         sums = parse_json((folder / SUMS).read_bytes())
         for name, digest in sums.items():

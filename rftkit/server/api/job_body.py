@@ -33,6 +33,7 @@ from rftkit.server.inference.models import check_model
 from rftkit.server.inference.platform import Platform
 from rftkit.server.store.records import File, Job
 from rftkit.server.store.store import new_id, now
+from rftkit.server.training.final_checks import FILE, read_checks
 from rftkit.strictjson import parse_strictly
 from rftkit.tools import check_tools
 
@@ -122,6 +123,8 @@ def job_from(body: JobBody, platform: Platform) -> Job:
     if method["type"] == "reinforcement":
         spec = method["reinforcement"]["grader"]
         check_judges(platform, spec, "method.reinforcement.grader")
+    for check in read_checks(platform.home) if platform.home else ():
+        check_judges(platform, check.grader, f"{FILE}: {check.category}.grader")
     grading = method.get("reinforcement") or method.get("measure") or {}
     metadata = check_calibration(platform, grading.get("grader"), body.metadata)
     job = Job(

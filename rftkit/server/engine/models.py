@@ -163,13 +163,13 @@ def prepare(
         _check_added(base.name, base.folder, home)
         return base.folder
     folder = home / "models" / f"{base.name}-v{FORMAT}"
-    if damage(folder) is None:
+    if _wrong(folder) is None:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(folder.parent / ".making.lock"):  # one process at a time converts
         for left in folder.parent.glob(".making-*"):  # left by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
-        if folder.is_dir() and (wrong := damage(folder)):
+        if folder.is_dir() and (wrong := _wrong(folder)):
             on_progress(
                 f"The converted weights of {base.name} are damaged ({wrong}); they are made again"
             )
@@ -180,6 +180,12 @@ def prepare(
             on_progress(f"Converting {base.name} (once)")
             write_folder(folder, partial(made_from, source), scratch_prefix=".making-")
     return folder
+
+
+def _wrong(folder: Path) -> str | None:
+    """What is wrong with converted weights, such as a copy that was broken off; None if nothing."""
+    has_config = (folder / "config.json").is_file()
+    return damage(folder) or (None if has_config else f"{folder} has no config.json")
 
 
 def _check_added(name: str, folder: Path, home: Path) -> None:

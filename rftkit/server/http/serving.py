@@ -137,7 +137,8 @@ async def _run(
         while minutes is not None:
             await asyncio.sleep(min(IDLE_CHECK_SECONDS, minutes * 30))
             with contextlib.suppress(sqlite3.Error):  # locked or full: check again later
-                if platform.idle_seconds() > minutes * 60:
+                # another program may have locked the database: other requests must not wait
+                if await asyncio.to_thread(platform.idle_seconds) > minutes * 60:
                     server.should_exit = True
 
     async def watch() -> None:

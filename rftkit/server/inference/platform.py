@@ -181,7 +181,12 @@ class Platform:
                 if any(done):
                     self._pause(job.id, message)
                 else:
-                    self._fail(job.id, message, "worker_crashed")
+                    advice = (
+                        " It has no records to resume from. Free memory, or choose a smaller "
+                        "model or batch size; then create it again: "
+                        f"rftkit job rerun {job.id}"
+                    )
+                    self._fail(job.id, message + advice, "worker_crashed")
 
     def _pause(self, job_id: str, message: str) -> None:
         message += (

@@ -196,9 +196,10 @@ class Journal:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def write_checkpoint(self, step: int, save: Callable[[Path], None]) -> Path:
-        """Keep an adapter for inference; returns its folder."""
+        """Keep an adapter for inference; returns its folder. A damaged one is written again."""
         target = self.folder / "checkpoints" / f"step-{step}"
-        if not target.is_dir():
+        if damage(target) is not None:
+            shutil.rmtree(target, ignore_errors=True)
             _write_folder(target, save)
         return target
 

@@ -25,6 +25,7 @@ from rftkit.server.training.final_checks import run_checks
 from rftkit.server.training.history import metric_events
 from rftkit.server.training.journal import damage
 from rftkit.server.training.regrading import regrade
+from rftkit.wholefile import SUMS
 
 __all__ = [
     "Json",
@@ -119,7 +120,7 @@ def load_policy(run: AnyRun) -> int:
             continue
         if needs_earlier_policy(run, step + 1):
             continue
-        wrong = damage(folder)
+        wrong = damage(folder) if (folder / SUMS).is_file() else f"{folder} is not whole"
         if wrong is None:
             run.engine.load(folder)
             run.trained_tokens = json.loads((folder / "story.json").read_text())["trained_tokens"]

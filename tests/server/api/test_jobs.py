@@ -232,3 +232,19 @@ def method(**reinforcement: Any) -> Any:
 
 def test_rows_are_not_read_at_upload(served: Served) -> None:
     assert served.upload(b"not json\n" + ROW)
+
+
+def test_a_judge_of_the_final_checks_that_cannot_be_asked_is_refused_at_creation(
+    served: Served, tmp_path: Path
+) -> None:
+    judge = {
+        "type": "score_model", "name": "polite", "model": "gpt-4o", "range": [0, 1],
+        "input": [{"role": "user", "content": "{{sample.output_text}}"}],
+    }  # fmt: skip
+    checks = {"refuses": {"grader": judge, "pass_threshold": 0.9}}
+    (tmp_path / "checks.json").write_text(json.dumps(checks))
+    served.platform.home = tmp_path
+    with pytest.raises(openai.BadRequestError, match=r"refuses\.grader\.model.*gpt-4o"):
+        served.create_job()
+    (tmp_path / "checks.json").unlink()
+    served.create_job()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from rftkit.server.engine import models
 from rftkit.wholefile import damage
 
@@ -29,6 +31,19 @@ def test_damaged_weights_are_made_again_and_half_made_ones_are_deleted(
     assert weights.read_bytes() == whole
     assert damage(folder) is None
     assert not half_made.exists()
+
+
+@pytest.mark.parametrize("left", [(), ("chat_template.jinja", "model.safetensors")])
+def test_converted_weights_of_which_files_are_lost_are_made_again(
+    home: Path, made_models: Path, left: tuple[str, ...]
+) -> None:
+    shutil.copytree(made_models, home / "models")
+    [folder] = (home / "models").glob("rftkit-tiny-*")
+    for path in folder.iterdir():
+        if path.name not in left:
+            path.unlink()
+    assert models.prepare(TINY, home) == folder
+    assert (folder / "config.json").is_file()
 
 
 def test_weights_of_an_older_version_have_no_sums_and_are_used(

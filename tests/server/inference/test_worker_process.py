@@ -278,6 +278,7 @@ def test_a_job_that_keeps_killing_the_worker_fails() -> None:
     assert failed.status == "failed"
     assert failed.error is not None
     assert failed.error["code"] == "worker_crashed"
+    assert f"rftkit job rerun {job.id}" in failed.error["message"]
     store.close()
 
 

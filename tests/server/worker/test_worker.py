@@ -8,6 +8,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,30 @@ def test_a_checkpoint_that_another_job_starts_from_is_kept(worker: Worker) -> No
     assert run(worker, second).status == "succeeded"
 
 
-def test_a_damaged_state_is_named_and_passed_over(worker: Worker) -> None:
+def _flip(folder: Path) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _break_off(folder: Path) -> None:
+    """Leave what a copy leaves that was broken off."""
+    for path in sorted(folder.iterdir())[2:]:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [(_flip, "states/000001/adapter_model.safetensors"), (_empty, "states/000001 is not whole"),
+     (_break_off, "states/000001 is not whole")],
+)  # fmt: skip
+def test_a_damaged_state_is_named_and_passed_over(
+    worker: Worker, harm: Callable[[Path], None], named: str
+) -> None:
     calm = run(worker, add_job(worker))
     job = add_job(worker, metadata={"max_core_seconds": "0.001"})
     worker.store.update_job(job.id, seed=calm.seed)
@@ -228,8 +252,7 @@ def test_a_damaged_state_is_named_and_passed_over(worker: Worker) -> None:
     def and_damage(self: Any, step: int, save: Any, **more: Any) -> None:
         real(self, step, save, **more)
         if step == 1:
-            path = saved / "000001" / "adapter_model.safetensors"
-            path.write_bytes(path.read_bytes()[:-1] + b"?")
+            harm(saved / "000001")
             raise KeyboardInterrupt  # as a kill would
 
     journal_module.Journal.write_state = and_damage  # type: ignore[method-assign]
@@ -242,9 +265,23 @@ def test_a_damaged_state_is_named_and_passed_over(worker: Worker) -> None:
     done = run(worker, job)
     assert done.status == "succeeded", done.error
     [said] = [m for m in messages(worker, job) if "damaged" in m]
-    assert "states/000001/adapter_model.safetensors" in said
+    assert named in said
     assert in_process.adapters(worker.home, job) == in_process.adapters(worker.home, calm)
     worker.store.close()
+
+
+def test_a_checkpoint_of_which_files_are_lost_is_written_again(tmp_path: Path) -> None:
+    journal = journal_module.Journal(tmp_path)
+
+    def save(folder: Path) -> None:
+        (folder / "adapter_config.json").write_text("{}")
+        (folder / "weights").write_text("1")
+
+    folder = journal.write_checkpoint(1, save)
+    for harm in (_empty, lambda folder: (folder / "weights").unlink()):
+        harm(folder)
+        assert journal.write_checkpoint(1, save) == folder
+        assert (folder / "weights").read_text() == "1"
 
 
 @pytest.mark.parametrize("name", ["valid/000000.json.gz", "steps/000001.json.gz"])
