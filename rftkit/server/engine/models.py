@@ -83,8 +83,10 @@ def find_base(name: str, home: Path | None = None) -> BaseModel:
     """
     known = {base.name: base for base in known_bases(home)}
     if name not in known:
+        hint = nearest_name(name, known)
         raise NotFoundError(
-            f"the model {name[:100]!r} does not exist; {nearest_name(name, known)}. A folder with "
+            f"the model {name[:100]!r} does not exist; {hint}{'' if hint[-1] == '?' else '.'} A "
+            "folder with "
             "a config.json, or a Hugging Face name in the local hub cache, becomes a model with: "
             "rftkit models add FOLDER",
             param="model",

@@ -205,9 +205,17 @@ def _answer_errors(app: FastAPI) -> None:
     async def _platform(_: Request, error: PlatformError) -> Reply:
         return reply(503, str(error), type="server_error", code="platform_unavailable")
 
-    @app.exception_handler(sqlite3.OperationalError)
-    async def _database(_: Request, error: sqlite3.OperationalError) -> Reply:
-        message = f"the platform's database cannot be used ({error}); is the disk full?"
+    @app.exception_handler(sqlite3.DatabaseError)
+    async def _database(_: Request, error: sqlite3.DatabaseError) -> Reply:
+        if "locked" in str(error):
+            why = "another program has locked it; close that program, and send the request again"
+        elif isinstance(error, sqlite3.OperationalError):
+            why = "is the disk full?"
+        elif type(error) is sqlite3.DatabaseError:
+            why = "it is damaged: stop the server and restore platform.sqlite from a backup"
+        else:
+            raise error
+        message = f"the platform's database cannot be used ({error}); {why}"
         return reply(503, message, type="server_error", code="platform_unavailable")
 
     @app.exception_handler(OSError)

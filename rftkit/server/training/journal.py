@@ -28,7 +28,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from rftkit.errors import PlatformError
 from rftkit.growing import append_json, json_line, json_values
 from rftkit.wholefile import damage, is_full, write_whole
 from rftkit.wholefile import write_folder as _write_folder
@@ -65,12 +64,10 @@ class Journal:
     # ── records ──────────────────────────────────────────────────────────────────────────────
 
     def plan(self) -> dict[str, Any] | None:
-        """The plan, if the job began before."""
-        path = self.folder / "plan.json"
-        try:
-            return json.loads(path.read_bytes()) if path.is_file() else None
-        except ValueError as error:
-            raise PlatformError(f"the job's plan is damaged: {path} ({error})") from error
+        """The plan, if the job began before. A damaged file is set aside, and the plan made again
+        from the job.
+        """
+        return self._read(self.folder / "plan.json", "the plan is made again from the job")
 
     def write_plan(self, plan: dict[str, Any]) -> None:
         """Keep the plan."""
@@ -139,20 +136,21 @@ class Journal:
         self.write_draft(kind, step, draft)
         self._record_path(kind, step).unlink(missing_ok=True)
 
-    def _read(self, path: Path) -> dict[str, Any] | None:
+    def _read(
+        self, path: Path, remedy: str = "the job repeats the step from the records before it"
+    ) -> dict[str, Any] | None:
         if not path.is_file():
             return None
         try:
-            data: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
+            return _record_in(path)
         except (EOFError, ValueError, zlib.error, gzip.BadGzipFile) as error:
             aside = path.with_name(f"{path.name}.damaged")
             os.replace(path, aside)
             self.on_damage(
                 f"A record of the job is damaged: {path} cannot be read ({error}). It was "
-                f"renamed to {aside.name}; the job repeats the step from the records before it."
+                f"renamed to {aside.name}; {remedy}."
             )
             return None
-        return data
 
     def _draft_path(self, kind: str, step: int) -> Path:
         return self.folder / "drafts" / f"{kind}-{step:06d}.json.gz"
@@ -233,6 +231,14 @@ def _calls_in(path: Path) -> list[tuple[CallPlace, dict[str, Any]]]:
             (row, index, turn, number), call = entry
             found.append(((int(row), int(index), int(turn), int(number)), dict(call)))
     return found
+
+
+def _record_in(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    data = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+    if not isinstance(data, dict) or not data:
+        raise ValueError("it is no record")
+    return data
 
 
 def _packed(data: dict[str, Any]) -> bytes:

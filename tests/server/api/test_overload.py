@@ -214,6 +214,26 @@ def test_a_body_of_one_text_is_parsed_beside_the_other_requests_and_has_a_limit(
         assert "larger than 16 MB; put rows into a file" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (sqlite3.OperationalError("database is locked"), "another program has locked it"),
+        (sqlite3.OperationalError("database or disk is full"), "is the disk full"),
+        (sqlite3.DatabaseError("database disk image is malformed"), "restore platform.sqlite"),
+    ],
+)
+def test_why_the_database_cannot_be_used_is_told_apart(
+    served: Served, error: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(served.platform.store, "jobs", broken)
+    answer = served.http.get("/v1/fine_tuning/jobs")
+    assert answer.status_code == 503
+    assert words in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("where", ["keep_answer", "add_response"])
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("route", ["chat", "responses"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 import sqlite3
@@ -284,8 +285,10 @@ def test_a_checkpoint_of_which_files_are_lost_is_written_again(tmp_path: Path) -
         assert (folder / "weights").read_text() == "1"
 
 
-@pytest.mark.parametrize("name", ["valid/000000.json.gz", "steps/000001.json.gz"])
-@pytest.mark.parametrize("damage", [b"", b"not gzip", None], ids=["empty", "text", "cut"])
+@pytest.mark.parametrize("name", ["valid/000000.json.gz", "steps/000001.json.gz", "plan.json"])
+@pytest.mark.parametrize(
+    "damage", [b"", b"not gzip", gzip.compress(b"[]"), None], ids=["empty", "text", "list", "cut"]
+)
 def test_a_damaged_record_is_named_and_made_again(
     worker: Worker, name: str, damage: bytes | None
 ) -> None:
@@ -297,7 +300,8 @@ def test_a_damaged_record_is_named_and_made_again(
         save(self, kind, step, data)
         path = self.folder / name
         if path.is_file():
-            path.write_bytes(path.read_bytes()[:-9] if damage is None else damage)
+            harmed = b"[]" if damage and name == "plan.json" else damage
+            path.write_bytes(path.read_bytes()[:-9] if harmed is None else harmed)
             raise KeyboardInterrupt  # as a kill would
 
     with pytest.MonkeyPatch.context() as patch:
