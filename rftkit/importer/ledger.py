@@ -157,7 +157,7 @@ class Ledger:
         path = self.folder / JOURNAL
         self.is_unfinished = path.exists()
         for line in json_values(path):
-            with suppress(TypeError):  # not an object: damaged, so ignore its file
+            with suppress(TypeError, KeyError):  # no such object: damaged, so ignore its file
                 self._apply(line)
 
     def _apply(self, line: dict[str, Any]) -> None:

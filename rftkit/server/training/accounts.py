@@ -7,6 +7,7 @@ cost nothing, and calls that ended without an answer do not count.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections.abc import Mapping
@@ -32,7 +33,8 @@ class JudgeAccount:
         if before and not path.is_file():
             append_json(path, before)
         for usage in json_values(path):
-            self._add(usage)
+            with contextlib.suppress(AttributeError, TypeError):  # a damaged line counts nothing
+                self._add(usage)
 
     @property
     def totals(self) -> dict[str, dict[str, int]]:

@@ -448,7 +448,12 @@ class _Grading:
     def _known_grade(self, each: FinishedCompletion) -> Grade | None:
         """The grade that was given to the same tokens before a kill."""
         tokens, grade = self._known.get(each.place, ([], {}))
-        return Grade(**grade) if grade and tokens == each.completion.tokens else None
+        if not grade or tokens != each.completion.tokens:
+            return None
+        try:
+            return Grade(**grade)
+        except TypeError:  # a damaged line, or one of another version: grade it again
+            return None
 
     def _given(self, each: FinishedCompletion, grade: Grade) -> None:
         if grade.outcome != "failed":

@@ -103,7 +103,8 @@ def test_an_account_that_an_older_rftkit_began_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "judges.jsonl"
     assert JudgeAccount(path, before).totals == before
     assert JudgeAccount(path, {"judge": {"prompt_tokens": 100}}).totals == before
-    path.write_bytes(path.read_bytes() + b'{"cut off')
+    path.write_bytes(path.read_bytes() + b'[1]\n{"judge": 5}\n{"judge": {"prompt_tokens": "x"}}')
+    path.write_bytes(path.read_bytes() + b'\n{"cut off')
     assert JudgeAccount(path).totals == before
 
 
@@ -313,6 +314,28 @@ def test_a_damaged_record_is_named_and_made_again(
     [said] = [m for m in messages(worker, job) if "is damaged" in m]
     assert name in said
     assert (worker.home / "jobs" / job.id / f"{name}.damaged").is_file()
+    assert in_process.adapters(worker.home, job) == in_process.adapters(worker.home, calm)
+
+
+def test_grades_that_this_version_cannot_read_are_given_again(worker: Worker) -> None:
+    calm = run(worker, add_job(worker, eval_interval=2))
+    job = add_job(worker, eval_interval=2)
+
+    def kill(self: Any, kind: str, step: int, data: Any) -> None:
+        if kind == "steps":
+            raise KeyboardInterrupt
+        save(self, kind, step, data)
+
+    save = journal_module.Journal.write_record
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal_module.Journal, "write_record", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run(worker, job)
+    [kept] = (worker.home / "jobs" / job.id / "drafts").glob("steps-*.grades")
+    lines = [json.loads(line) for line in kept.read_text().split("\n") if line]
+    assert lines
+    kept.write_text("".join(f"{json.dumps([*line[:2], {'of': 'another'}])}\n" for line in lines))
+    assert run(worker, job).status == "succeeded"
     assert in_process.adapters(worker.home, job) == in_process.adapters(worker.home, calm)
 
 
