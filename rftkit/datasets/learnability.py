@@ -1,7 +1,8 @@
 """Can this model learn from these rows? Run it on some of them and compare the rewards.
 
-A group whose answers all earn the same reward teaches nothing. So only rows *in between* teach:
-those the model sometimes gets right. `preview` samples at temperature 1 from any service, grades
+A group whose answers all earn the same reward teaches nothing by itself. So only rows *in between*
+teach: those the model sometimes gets right; and rows that are wrong, if a reference answer guides
+their group (metadata `guidance`). `preview` samples at temperature 1 from any service, grades
 locally, and reports which rows those are. Rates of a row have a Wilson interval over its answers,
 shares have an interval over rows (`evals.stats`).
 
@@ -28,6 +29,7 @@ from rftkit.errors import InputError
 from rftkit.graders import Sample, compile_grader
 from rftkit.graders.calls import Calls, calling
 from rftkit.graders.closed import Shares, answer_fields, shares
+from rftkit.graders.references import reference_answer
 from rftkit.rows import Row
 
 if TYPE_CHECKING:
@@ -56,6 +58,8 @@ class Preview:
     """Place of a closed answer -> how often each value was sampled, and is a reference."""
     num_cut: int = 0
     """Answers that ended at their token limit; they earn the floor reward."""
+    has_references: bool = False
+    """Whether every row has a reference answer, which guides a job of rftkit's platform."""
 
     def numbers(self, kind: Kind) -> list[int]:
         """Return the numbers of the rows of one kind."""
@@ -136,8 +140,11 @@ class Preview:
             "learnability",
             f"{self.model}, {self.completions} completions for each of {len(self.rows)} rows: mean "
             f"reward {_said(self.mean(), False)}; rows: {counts}; in between: {_said(useful)}",
-            "too few rows teach this model anything; try easier prompts, partial credit in the "
-            "grader, or a stronger model"
+            _advice(
+                "too few rows teach this model anything by its own answers; ",
+                "try easier prompts, partial credit in the grader, or a stronger model",
+                guided=self.has_references,
+            )
             if is_few
             else "",
             figures={kind: len(self.numbers(kind)) for kind in KINDS},
@@ -151,8 +158,12 @@ class Preview:
         yield Finding(
             "warning" if share.value > MAX_FLAT else "info",
             "flat_groups",
-            f"expect {_said(share)} of groups of {size} completions without any signal{beyond}",
-            "train on the rows in between only, or raise compute_multiplier"
+            f"expect {_said(share)} of groups of {size} completions to earn all the same{beyond}",
+            _advice(
+                "such a group teaches nothing by itself; ",
+                "train on the rows in between only, or raise compute_multiplier",
+                guided=self.has_references,
+            )
             if share.value > MAX_FLAT
             else "",
             figures={"group_size": size, "share": share.value},
@@ -280,6 +291,7 @@ def preview(
         for each in answer_fields(compiled.spec, response_format, items)
         if each.values
     }
+    references = (reference_answer(item, response_format, grader=compiled.spec) for item in items)
     return Preview(
         model,
         completions,
@@ -287,7 +299,14 @@ def preview(
         0.5 if threshold is None else threshold,
         answers,
         sum(each.truncated for each in said),
+        all(each is not None for each in references),
     )
+
+
+def _advice(why: str, otherwise: str, *, guided: bool) -> str:
+    """What to do where the model's own answers teach little."""
+    guide = "on rftkit's platform reference answers guide the job (metadata `guidance`), elsewhere "
+    return f"{why}{guide if guided else ''}{otherwise}"
 
 
 def spread_rows(source: str | Path | pd.DataFrame, count: int) -> list[NumberedRow]:

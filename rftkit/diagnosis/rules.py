@@ -128,7 +128,8 @@ def _constant_finding(who: str, subject: str, found: Range) -> Finding:
 
 
 def _flat(story: Story) -> Iterator[Finding]:
-    shares = story.recent_values("flat_groups")
+    """Groups without a signal; a flat group that a reference answer guides has one."""
+    shares = story.recent_values("no_signal_groups") or story.recent_values("flat_groups")
     is_enough = len(shares) > 1 or story.total_steps in (None, story.step)
     if not shares or not is_enough or _is_learnt(story):
         return
@@ -166,7 +167,8 @@ def _flat_grader(story: Story) -> Iterator[Finding]:
         found = story.ranges.get(name, Range())
         if len(shares) < WINDOW or min(shares) < 1 or _is_constant(found):
             continue
-        if mean and _is_near_best(_mean(mean), found):
+        guided = any("train_guided_reward_mean" in grader_line(data, name) for data in story.recent)
+        if guided or (mean and _is_near_best(_mean(mean), found)):
             continue
         yield Finding(
             "flat_grader",

@@ -37,6 +37,11 @@ class Range:
             self.low, self.high = min(self.low, low), max(self.high, high)
             self.num, self.steps = self.num + num, self.steps + 1
 
+    def widen(self, guided: float | None) -> None:
+        """Include what reference answers that guide the job earned: the grader can give it."""
+        if guided is not None:
+            self.low, self.high = min(self.low, guided), max(self.high, guided)
+
 
 @dataclass(slots=True)
 class Story:
@@ -119,6 +124,7 @@ class Story:
                     line.get(f"{side}_reward_max"),
                     line.get(f"{side}_num_graded") or 0,
                 )
+            self.ranges[line["name"]].widen(line.get("train_guided_reward_mean"))
         figures = learning(data)
         for side in ("", "valid_"):
             self.ranges.setdefault("", Range()).add(
@@ -126,6 +132,7 @@ class Story:
                 figures.get(f"{side}reward_max"),
                 figures.get(f"{side}num_graded") or 0,
             )
+        self.ranges[""].widen(figures.get("guided_reward_mean"))
 
     def _add_answers(self, data: Json) -> None:
         for line in data.get("answers") or []:

@@ -88,6 +88,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "eval_seconds": ("timing.step.eval", "eval_duration"),
     "step_seconds": ("timing.step.full_iteration", "total_duration"),
     **{name: (f"learning.{name}",) for name in LEARNING},
+    # Events of older versions do not count the groups that reference answers guide.
+    "no_signal_groups": ("learning.no_signal_groups", "learning.flat_groups"),
     # Supervised and dpo jobs; the last names are those of result files.
     "train_loss": ("train_loss",),
     "train_accuracy": ("train_mean_token_accuracy", "train_accuracy"),

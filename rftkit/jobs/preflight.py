@@ -219,7 +219,7 @@ def check_learnability(events: Iterable[Event]) -> Check:
         return Check("learnability", "ok", words)
     mean, flat, failed = (
         _mean([step[name] for step in steps])
-        for name in ("train_reward_mean", "flat_groups", "failed_grades")
+        for name in ("train_reward_mean", "no_signal_groups", "failed_grades")
     )
     if mean is None:
         return Check("learnability", "error", "none of the probe's answers could be graded")

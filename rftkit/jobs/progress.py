@@ -99,8 +99,8 @@ class Progress:
         parts += _losses(now) + self._validation(step)
         if now["tokens_per_second"] is not None:
             parts.append(f"{now['tokens_per_second']:,.0f} tok/s")
-        if now["flat_groups"] is not None:
-            parts.append(f"flat {now['flat_groups']:.0%}")
+        if now["no_signal_groups"] is not None:
+            parts.append(f"no signal {now['no_signal_groups']:.0%}")
         return parts
 
     def _validation(self, step: int) -> list[str]:

@@ -46,6 +46,7 @@ OTHERS = {
     "completion_tokens_mean": "train/completion_tokens/mean",
     "unresponsive_share": "train/unresponsive_share",
     "flat_groups": "train/flat_groups",
+    "no_signal_groups": "train/no_signal_groups",
     "tokens_per_second": "time/tokens_per_second",
 }
 

@@ -165,7 +165,7 @@ _HEALTH = {
         "unresponsive_share": "not scorable",
         "grader_error_rate": "grader error",
     },
-    "Groups without signal, %": {"flat_groups": "flat"},
+    "Groups without signal, %": {"no_signal_groups": "without signal"},
     "Guided completions, not in the means": {"guided": "completions"},
     "Entropy, nats per token": {"entropy": "entropy"},
     "KL to the base, nats per token": {"kl": "KL"},

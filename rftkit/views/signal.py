@@ -95,7 +95,9 @@ def _flat_panels(steps: pd.DataFrame, graders: pd.DataFrame) -> list[Panel]:
     lines = [_line("whole reward", trained, "flat_groups", strong=True)]
     if len(names) > 1:
         lines += [_line(n, known[known["grader"] == n], "train_flat_groups") for n in names]
-    return [Panel("Groups without signal, by grader, %", tuple(lines), is_share=True)]
+    return [
+        Panel("Groups whose completions earned the same, by grader, %", tuple(lines), is_share=True)
+    ]
 
 
 def _answer_panels(answers: pd.DataFrame) -> list[Panel]:

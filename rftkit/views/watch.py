@@ -142,10 +142,12 @@ def rollouts(found: Mapping[str, Any] | None, *, page: int = 8, max_bytes: int =
         sorts=[("-spread", "widest spread first"), ("mean", "lowest mean first")],
     )
     num = sum(len(group["rollouts"]) for group in groups)
-    flat = sum(not _spread(_rewards_of(group)) for group in groups)
+    flat = [group for group in groups if not _spread(_rewards_of(group))]
+    guided = sum(bool(group.get("guided")) for group in flat)
     said = (
         f"Step {found['step']}: {counted(num, 'completion')} in {counted(len(groups), 'group')}; "
-        f"{flat} without signal, because all rewards of the group are equal."
+        f"in {len(flat)} all rewards are equal, so that there is no signal"
+        + (f" but that of a reference answer, which {guided} of them have." if guided else ".")
     )
     return join([note(said), listed], plain=said)
 
@@ -167,7 +169,7 @@ def _tiles(steps: Sequence[Mapping[str, Any]]) -> list[Html]:
             first, last = known[0], known[-1]
             below = f"from {number(first[name], 2)} at step {first['step']}"
             tiles.append(tile(f"{label}, step {last['step']}", number(last[name], 2), below))
-    if _is_known(flat := now.get("flat_groups")):
+    if _is_known(flat := now.get("no_signal_groups")):
         tiles.append(tile("Groups without signal", f"{flat:.0%}", f"at step {now['step']}"))
     failed = [each["failed_grades"] for each in steps if _is_known(each.get("failed_grades"))]
     if failed:
@@ -237,7 +239,9 @@ def _group(index: int, title: str, group: Json) -> Html:
     spread = _spread(rewards)
     failed = len(rewards) - len(known)
     kind = "with signal" if spread else "flat"
-    mark = f"spread {number(spread, 2)}" if spread else "= flat, no signal"
+    mark = f"spread {number(spread, 2)}"
+    if not spread:
+        mark = "= flat, guided by its reference" if group.get("guided") else "= flat, no signal"
     if failed:
         mark = f"! {failed} failed; {mark}"
     keys = html(
@@ -251,7 +255,7 @@ def _group(index: int, title: str, group: Json) -> Html:
         '<summary data-lm-suppress-shortcuts="true"><span>{}</span>'
         '<span class="rk-title">{}</span><span class="rk-move">mean {}</span>'
         '<span class="rk-mark {}">{}</span></summary><div class="rk-body">{}'
-        '<h4>Completions, best first</h4><div class="rk-sides">{}</div></div></details>',
+        '<h4>Completions, best first</h4><div class="rk-sides">{}</div>{}</div></details>',
         kind,
         keys,
         index,
@@ -261,6 +265,18 @@ def _group(index: int, title: str, group: Json) -> Html:
         mark,
         context,
         join(_rollout(each, mean) for each in ordered),
+        _guides(group.get("guided") or ()),
+    )
+
+
+def _guides(given: Sequence[Json]) -> Html:
+    """The reference answers that the update learned from as well."""
+    if not given:
+        return Html()
+    return html(
+        "<h4>Its reference answer, which the model learned from too (not in the mean)</h4>"
+        '<div class="rk-sides">{}</div>',
+        join(_rollout(each, None) for each in given),
     )
 
 

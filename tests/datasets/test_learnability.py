@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -91,6 +92,10 @@ def test_a_preview_asks_grades_and_says_which_rows_teach(served: Served, tmp_pat
     assert share.high is not None
     assert 0 <= share.low < 0.25 < share.high < 0.8
     assert preview.flat_share(4).value == pytest.approx(0.75)
+    [flat] = [each for each in preview.findings() if each.code == "flat_groups"]
+    assert "teaches nothing by itself; on rftkit's platform reference answers guide" in flat.advice
+    unguided = dataclasses.replace(preview, has_references=False)
+    assert "reference answers" not in " ".join(each.advice for each in unguided.findings())
     record = preview.records()[1]
     assert record["pass_rate"] == 0.75
     assert record["low"] < 0.75 < record["high"]

@@ -44,7 +44,7 @@ def test_one_plain_line_per_step_where_nothing_is_live() -> None:
     assert len(steps) == sample_job.STEPS + 1
     assert steps[0] == "step  0/24 · valid 0.300"
     assert steps[7] == (
-        "step  7/24 · 2:41 left · train 0.616 · valid 0.300 → 0.583 · 418 tok/s · flat 24%"
+        "step  7/24 · 2:41 left · train 0.616 · valid 0.300 → 0.583 · 418 tok/s · no signal 24%"
     )
     assert "left" not in steps[-1]
     assert lines[-1] == f"{sample_job.JOB} succeeded: ft:smollm2-135m-instruct:local:review:sample"

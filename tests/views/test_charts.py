@@ -67,10 +67,10 @@ def test_words_are_in_the_unit_of_the_chart():
     shown = views.health_chart([{"data": data}])
 
     assert alts(shown) == [
-        "Groups without signal, % by step: flat 25 % at step 1, 25 % at step 1, highest 25 % at "
-        "step 1."
+        "Groups without signal, % by step: without signal 25 % at step 1, 25 % at step 1, "
+        "highest 25 % at step 1."
     ]
-    assert "flat, step 1: 25 %" in points(shown)
+    assert "without signal, step 1: 25 %" in points(shown)
     assert ">30</text>" in shown or ">25</text>" in shown
 
 

@@ -75,6 +75,7 @@ def test_references_that_guide_a_job_are_given_time_and_not_advised_again() -> N
         ({"truncated_share": 0.95}, "cut_off"),
         ({"flat_groups": 1.0}, "flat"),
         ({"flat_groups": 0.9}, "mostly_flat"),
+        ({"flat_groups": 1.0, "no_signal_groups": 0.9}, "mostly_flat"),
         ({"entropy": 0.001}, "low_entropy"),
         ({"reward_min": 0.0, "reward_max": 0.0, "num_graded": 64}, "same_pay"),
     ],
@@ -117,7 +118,7 @@ def test_no_headline_claims_more_than_its_parts() -> None:
 def test_charts_tables_and_words_of_a_job_with_signal() -> None:
     events = [event(step) for step in range(5)]
     said = views.signal_chart(events)
-    assert "Groups without signal, by grader" in said
+    assert "Groups whose completions earned the same, by grader" in said
     assert "compliant: values sampled" in said
     assert "never" in said
     assert "It came from `explanation`" in views.diagnosis(events).plain

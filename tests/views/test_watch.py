@@ -90,14 +90,26 @@ def test_rollouts_come_best_first_with_their_advantage() -> None:
     item = {"messages": [{"role": "user", "content": "Which colour?"}], "answer": "red"}
     found = {"step": 3, "groups": [group(1, 0.25, 0.75, None, item=item), group(2, 0.5, 0.5)]}
     html = views.rollouts(found)
-    assert "Step 3: 5 completions in 2 groups; 1 without signal" in html
+    assert "Step 3: 5 completions in 2 groups; in 1 all rewards are equal, so that" in html
     assert "! 1 failed; spread 0.50" in html
     assert "= flat, no signal" in html
+    assert "no signal but that of" not in html
     first = html.index("reward 0.75 (+0.25)")
     assert first < html.index("reward 0.25 (−0.25)") < html.index("not graded")
     assert "3 tokens, cut off" in html
     assert "(file deleted)" in html
     assert "<script>document" not in html
+
+
+def test_a_flat_group_with_a_reference_answer_is_not_without_signal() -> None:
+    guided = group(1, 0.0, 0.0) | {"guided": group(1, 1.0)["rollouts"]}
+    shown = views.rollouts({"step": 3, "groups": [guided]})
+    assert shown.plain.endswith("no signal but that of a reference answer, which 1 of them have.")
+    assert "= flat, guided by its reference" in shown
+    assert "= flat, no signal" not in shown
+    assert (
+        shown.index("mean 0.00") < shown.index("Its reference answer") < shown.index("reward 1.00")
+    )
 
 
 def test_rollouts_that_are_not_there() -> None:

@@ -248,6 +248,7 @@ def _learning(
     seconds = timing["sampling"] + timing["training"]
     learning = {
         "flat_groups": sum(group.is_flat for group in groups) / max(len(groups), 1),
+        "no_signal_groups": sum(not group.has_signal for group in groups) / max(len(groups), 1),
         **_range("", groups),
         "truncated_share": truncated_share(groups),
         "failed_grades": failure(groups)[0],

@@ -175,7 +175,7 @@ def _figures(
         has_tools=run.tools is not None,
     )  # fmt: skip
     if train is not None:
-        for name in ("learning_rate", "flat_groups"):
+        for name in ("learning_rate", "flat_groups", "no_signal_groups"):
             del data["learning"][name]
         data["watch"] = watching.figures(train, run.right_answers)
     return data

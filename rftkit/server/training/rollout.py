@@ -99,9 +99,18 @@ class Group:
 
     @property
     def is_flat(self) -> bool:
-        """Whether it has no signal: fewer than two rewards, or all of them equal."""
+        """Whether its completions do not differ: fewer than two rewards, or all of them equal."""
         rewards = [reward for reward in self.rewards_G if reward is not None]
         return len(rewards) < 2 or max(rewards) == min(rewards)
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether any two members, reference answers too, differ in a reward or a sub-reward."""
+        grades = [member.grade for member in (*self.rollouts, *self.guided)]
+        rewards = [
+            (grade.reward, grade.sub_rewards) for grade in grades if grade.outcome != "failed"
+        ]
+        return any(each != rewards[0] for each in rewards)
 
 
 def grade_all(

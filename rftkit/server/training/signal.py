@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rftkit.graders.closed import AnswerField, Shares, shares
-from rftkit.server.training.rollout import Group, sample_of
+from rftkit.server.training.rollout import Group, Rollout, sample_of
 
 __all__ = ["FIGURES", "answers", "of_leaf", "rewards_of", "standard_error"]
 
@@ -25,6 +25,7 @@ FIGURES = (
     "reward_max",
     "num_graded",
     "reward_stderr",
+    "guided_reward_mean",
 )
 """The figures that `of_leaf` adds to a grader's line, after `train_` or `valid_`."""
 
@@ -33,14 +34,13 @@ Sides = Mapping[str, Sequence[Group]]
 
 def rewards_of(groups: Iterable[Group], key: str | None = None) -> list[list[float]]:
     """The rewards that were given in each group; of one sub-grader, if a key is given."""
-    return [
-        [
-            reward
-            for each in group.rollouts
-            if (reward := each.grade.sub_rewards.get(key) if key else each.grade.reward) is not None
-        ]
-        for group in groups
-    ]
+    return [_known(group.rollouts, key) for group in groups]
+
+
+def _known(rollouts: Iterable[Rollout], key: str | None) -> list[float]:
+    grades = (each.grade for each in rollouts)
+    rewards = (grade.sub_rewards.get(key) if key else grade.reward for grade in grades)
+    return [reward for reward in rewards if reward is not None]
 
 
 def standard_error(rewards: Sequence[Sequence[float]]) -> float | None:
@@ -52,7 +52,8 @@ def standard_error(rewards: Sequence[Sequence[float]]) -> float | None:
 
 
 def of_leaf(key: str | None, sides: Sides) -> dict[str, Any]:
-    """Spread within groups, share of flat groups and range of one sub-grader's rewards.
+    """Spread within groups, share of flat groups and range of one sub-grader's rewards; and the
+    mean of the reference answers that guide them, which no other figure has.
 
     Args:
         key: of the sub-grader; None for a grader without sub-graders.
@@ -71,6 +72,8 @@ def of_leaf(key: str | None, sides: Sides) -> dict[str, Any]:
             spreads = [max(group) - min(group) if len(group) > 1 else 0.0 for group in rewards]
             found[f"{side}_reward_spread"] = statistics.fmean(spreads)
             found[f"{side}_flat_groups"] = sum(spread == 0 for spread in spreads) / len(spreads)
+        if guided := _known((each for group in groups for each in group.guided), key):
+            found[f"{side}_guided_reward_mean"] = statistics.fmean(guided)
         if side == "valid":
             found["valid_reward_stderr"] = standard_error(rewards)
     return found

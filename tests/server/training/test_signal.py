@@ -138,6 +138,27 @@ def test_a_job_that_never_earns_anything_says_that_no_weight_changed(worker: Wor
     assert said["nothing_learned:"].startswith("Nothing was learned: the grader gave 0 to each of ")
 
 
+def test_flat_groups_that_references_guide_are_not_said_to_teach_nothing(worker: Worker) -> None:
+    """The tiny model never says these words, so all that it learns is from the references."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"copy: {n}"}], "answer": f"zebra {n} xylophone"}
+        for n in range(24)
+    ]
+    exact = LABEL | {"input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
+    given: dict[str, Any] = {"n_epochs": 2, "metadata": {"max_completion_tokens": "32"}}
+    job = in_process.run(worker, in_process.add_job(worker, rows=rows, grader=exact, **given))
+    steps = [each["data"] for each in events_of(worker, job) if each["type"] == "metrics"]
+    trained = [step["learning"] for step in steps if step["step"]]
+    assert all(each["guided"] and each["loss"] is not None for each in trained)
+    assert {each["flat_groups"] for each in trained} == {1.0}
+    assert {each["no_signal_groups"] for each in trained} == {0.0}
+    [line] = steps[-1]["scores"]["graders"]
+    assert line["train_guided_reward_mean"] == 1.0
+    assert not {"flat:", "mostly_flat:", "same_pay:", "nothing_learned:"} & set(
+        warnings(worker, job)
+    )
+
+
 def test_a_job_without_a_scorable_answer_is_warned_of_pauses_once_and_says_so(
     worker: Worker,
 ) -> None:
