@@ -10,6 +10,7 @@ records.
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import sqlite3
 import tempfile
@@ -246,6 +247,12 @@ def _unusable(home: Path, error: sqlite3.Error) -> PlatformError:
     path, full = home / "platform.sqlite", unwritable(home, error)
     if "is full" in str(full):
         return full
+    is_foreign = any(words in str(error) for words in ("already exists", "no such table"))
+    if is_foreign or (os.path.lexists(path) and not path.is_file()):
+        what = "is the database of another program" if is_foreign else "is not a file"
+        return PlatformError(
+            f"{path} {what} ({error}); move it away, or set RFTKIT_HOME to another folder"
+        )
     if isinstance(error, sqlite3.OperationalError):
         return PlatformError(
             f"{path} cannot be opened now ({error}): another program may have locked it, the "

@@ -405,6 +405,24 @@ def test_something_else_in_place_of_the_database_is_named(home: Path) -> None:
         Store.open(home)
 
 
+@pytest.mark.parametrize("kind", ["folder", "dangling link", "another program's"])
+def test_what_is_no_database_of_ours_is_named(home: Path, kind: str) -> None:
+    home.mkdir()
+    path = home / "platform.sqlite"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "dangling link":
+        path.symlink_to("/nonexistent/platform.sqlite")
+    else:
+        db = sqlite3.connect(path)
+        db.executescript("CREATE TABLE jobs (a); CREATE TABLE files (b);")
+        db.close()
+    words = "is not a file|is the database of another program"
+    with pytest.raises(PlatformError, match=words) as caught:
+        Store.open(home)
+    assert "locked" not in str(caught.value)
+
+
 def test_the_api_key_is_kept_as_a_hash(home: Path) -> None:
     store = Store.open(home)
     assert not store.check_api_key("secret-of-mine")
