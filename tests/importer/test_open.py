@@ -153,7 +153,7 @@ def test_unfinished_work_of_others_is_nobodys_work_here(opened: Served) -> None:
     assert opened.client.fine_tuning.jobs.retrieve("ftjob-now").status == "running"
     assert store.claim_job() is None
     assert store.unfinished_jobs() == store.unfinished_runs() == []
-    assert store.jobs_from("o4-mini-2025-04-16") == []
+    assert store.users_of_model("o4-mini-2025-04-16") == []
     own = opened.create_job()
     claimed = store.claim_job()
     assert claimed is not None

@@ -71,10 +71,9 @@ class Jobs(Database):
         where = f"status IN {sql_list(ACTIVE)} AND origin IS NULL ORDER BY queue_position"
         return self._find(Job, where)
 
-    def jobs_from(self, model: str) -> list[Job]:
-        """Return the jobs that have not ended and start from this model."""
-        where = f"model = ? AND origin IS NULL AND status NOT IN {sql_list(TERMINAL)}"
-        return self._find(Job, where, model)
+    def open_jobs(self) -> list[Job]:
+        """Return the jobs that have not ended, paused ones too."""
+        return self._find(Job, f"origin IS NULL AND status NOT IN {sql_list(TERMINAL)}")
 
     def jobs_before(self, job_id: str) -> list[str]:
         """Return the ids of the jobs that are worked on before this one, the first one first."""

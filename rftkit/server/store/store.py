@@ -14,11 +14,12 @@ import os
 import secrets
 import sqlite3
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from rftkit.errors import NotFoundError, PlatformError
+from rftkit.graders.types import parts
 from rftkit.privacy import make_home
 from rftkit.server.store.answers import KEY_SECONDS, Answers, key_in_use, key_of
 from rftkit.server.store.batches import Batches
@@ -27,7 +28,7 @@ from rftkit.server.store.evals import Evals
 from rftkit.server.store.files import Files
 from rftkit.server.store.imports import Imports
 from rftkit.server.store.jobs import Jobs
-from rftkit.server.store.records import Checkpoint, Delivery, Model
+from rftkit.server.store.records import Checkpoint, Delivery, Job, Model
 from rftkit.wholefile import unwritable
 
 __all__ = ["Store", "new_id", "now"]
@@ -133,9 +134,16 @@ class Store(Jobs, Files, Evals, Answers, Batches):
         return models | {checkpoint.folder for checkpoint in self._find(Checkpoint, "1")}
 
     def users_of_model(self, name: str) -> list[str]:
-        """Return the ids of unfinished jobs that start from a model and eval runs that use it."""
-        jobs = [job.id for job in self.jobs_from(name)]
-        return jobs + [run.id for run in self.unfinished_runs() if run.model == name]
+        """Return the ids of unfinished jobs that start from a model or grade with it, and of eval
+        runs that sample it or grade with it.
+        """
+        jobs = [job.id for job in self.open_jobs() if job.model == name or _grades_with(job, name)]
+        runs = [
+            run.id
+            for run in self.unfinished_runs()
+            if run.model == name or _asks(self.eval(run.eval_id).testing_criteria, name)
+        ]
+        return jobs + runs
 
     def model(self, name: str) -> Model | None:
         """Return a fine-tuned model, or None."""
@@ -263,6 +271,16 @@ def _unusable(home: Path, error: sqlite3.Error) -> PlatformError:
         f"{path} cannot be used as a database ({error}); restore it from a backup. Without one, "
         "move it away to start with an empty list: uploaded files and jobs stay in the home folder"
     )
+
+
+def _grades_with(job: Job, name: str) -> bool:
+    graders = [(job.grading or {}).get("grader"), job.method.get("held_out")]
+    return _asks([spec for spec in graders if spec], name)
+
+
+def _asks(graders: Iterable[dict[str, Any]], name: str) -> bool:
+    """Whether a model is the judge of one of these graders."""
+    return any(part.get("model") == name for spec in graders for part in parts(spec).values())
 
 
 def _hash(key: str, salt: bytes) -> bytes:

@@ -16,6 +16,7 @@ from rftkit.server.training import metrics, sampling
 from rftkit.server.training.context import AnyRun, RftRun
 from rftkit.server.training.rollout import Group
 from rftkit.server.training.tool_metrics import broken_tools
+from rftkit.wording import counted
 
 __all__ = [
     "check_alarms",
@@ -136,9 +137,9 @@ def _why_unscorable(run: RftRun, groups: Sequence[Group]) -> str:
         said = "; ".join(problems)
         return f"{said[:1].upper()}{said[1:]}: create another job in which the two agree."
     if metrics.truncated_share(groups) > CUT_SHARE:
-        limit = run.plan.max_completion_tokens
+        limit = counted(run.plan.max_completion_tokens, "token")
         return (
-            f"Answers are cut off at {limit} tokens: create another job with a higher "
+            f"Answers are cut off at {limit}: create another job with a higher "
             "`max_completion_tokens` (metadata), or ask for shorter answers in the prompt."
         )
     return f"One answer: {metrics.unscorable_example(groups)}"

@@ -28,10 +28,11 @@ from rftkit.server.training.journal import is_full
 
 def add_job(store: Store, **fields: Any) -> Job:
     file_id = fields.pop("file_id", "file-1")
+    fields.setdefault("method", {"type": "reinforcement"})
     return store.add_job(
         Job(
             id=new_id("ftjob-"), created_at=now(), model="m", seed=1, training_file=file_id,
-            validation_file=file_id, method={"type": "reinforcement"}, **fields,
+            validation_file=file_id, **fields,
         )
     )  # fmt: skip
 
@@ -239,6 +240,20 @@ def test_what_a_job_writes_to_or_starts_from_is_in_use(store: Store) -> None:
     store.cancel_job(job.id)
     assert store.users_of_model("m") == []
     store.delete_eval(record.id)
+
+
+def test_a_model_that_grades_unfinished_work_is_in_use(store: Store) -> None:
+    judge = {"type": "score_model", "name": "j", "model": "judge", "input": []}
+    multi = {"type": "multi", "graders": {"a": judge}, "calculate_output": "a"}
+    trained = add_job(store, method={"type": "reinforcement", "reinforcement": {"grader": multi}})
+    watched = add_job(store, method={"type": "reinforcement", "held_out": judge})
+    measured = add_job(store, method={"type": "dpo", "measure": {"grader": judge}})
+    run = store.add_run(store.add_eval([judge], {"type": "custom"}).id, {"source": {}}, model="m")
+    assert store.users_of_model("judge") == [trained.id, watched.id, measured.id, run.id]
+    for job in (trained, watched, measured):
+        store.cancel_job(job.id)
+    store.update_run(run.id, status="canceled")
+    assert store.users_of_model("judge") == []
 
 
 def test_a_sweep_drops_leftovers_and_what_expired(home: Path) -> None:
