@@ -265,7 +265,10 @@ class Worker:
         plan = None if known is None else plan_from(known, PLANS[job.method_type])
         wanted = (job.metadata or {}).get("engine") or (kind_of_model(start) if start else None)
         kind = remote.kind_of(base, self.home, wanted) if plan is None else plan.engine
-        engine = self.engines.get(base, add_event, kind, job.id)
+        try:
+            engine = self.engines.get(base, add_event, kind, job.id)
+        except NotFoundError as error:  # perhaps its folder is on a disk that is away
+            raise ChangedModelError(f"{error}. Resume the job when it is there again") from error
         thinking = start.thinking if start and start.thinking else engine.thinking
         budget = engine.memory_bytes
         checks, on_tick = read_checks(self.home), self._on_tick(job.id)

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -427,6 +428,23 @@ def test_a_prompt_that_fills_the_context_is_refused_and_one_that_nearly_does_is_
     job = run(worker, add_job(worker, rows=[*in_process.ROWS[:3], row(full - 2)]))
     assert job.status == "succeeded", job.error
     assert any("leave less than max_completion_tokens=6" in m for m in messages(worker, job))
+
+
+def test_a_job_whose_base_model_is_away_waits_for_it(worker: Worker, tiny: Path) -> None:
+    folder, away = tiny.with_name("mine"), tiny.with_name("away")
+    shutil.copytree(tiny, folder)
+    (worker.home / "bases.json").write_text(json.dumps({"mine": str(folder)}))
+    job = run(worker, add_job(worker, model="mine", metadata={"max_core_seconds": "0.001"}))
+    assert job.status == "paused"
+    folder.rename(away)
+    worker = again(worker)
+    worker.store.resume_job(job.id)
+    assert run(worker, job).status == "paused"
+    assert "has no config.json now" in messages(worker, job)[-1]
+    away.rename(folder)
+    worker.store.resume_job(job.id)
+    assert run(worker, job).status == "succeeded"
+    worker.store.close()
 
 
 def test_damaged_data_and_weights_are_named(worker: Worker) -> None:
