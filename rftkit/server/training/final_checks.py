@@ -12,7 +12,6 @@ naming the categories; a grader that breaks pauses the job.
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +90,7 @@ def _result(run: AnyRun, check: Check) -> dict[str, Any]:
     kind = f"{sampling.CHECKS_KIND} {check.category}"  # each check has trace ids of its own
     ask = sampling.SamplingPlan(rows, sampling.CHECKS, 1, 0.0)
     with run.compile(check.grader) as grader:
-        groups, _ = sampling.graded_while_sampling(
-            run,
-            grader,
-            rows,
-            lambda completed: sampling.sampled(run, ask, completed, kind),
-            trace=functools.partial(run.trace_id, kind, 0),
-        )
+        groups, _ = sampling.graded(run, kind, 0, ask, grader=grader)
     failed, total, example = metrics.failure(groups)
     score = None if failed else metrics.mean_reward(groups)
     return {

@@ -11,7 +11,6 @@ the reference of a row is (`rftkit.graders.references`), nor how it becomes toke
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -44,16 +43,12 @@ def guided(run: RftRun, step: int, groups: Sequence[Group]) -> list[Group]:
         return list(groups)
     chosen = [groups[index] for index, _ in asked]
     draft = sampling.UngradedBatch(
-        [group.prompt_ids for group in chosen], [[completion] for _, completion in asked], 0.0
-    )
-    graded, _ = sampling.graded_while_sampling(
-        run,
-        run.grader,
         [group.row for group in chosen],
-        lambda _: draft,
-        known=run.journal.grades(KIND, step),
-        keep=functools.partial(run.journal.add_grade, KIND, step),
+        [group.prompt_ids for group in chosen],
+        [[completion] for _, completion in asked],
+        0.0,
     )
+    graded, _ = sampling.graded(run, KIND, step, draft, is_traced=False)
     result = list(groups)
     for (index, _), answer in zip(asked, graded, strict=True):
         [reference] = answer.rollouts

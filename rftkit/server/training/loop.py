@@ -3,9 +3,10 @@
     load the policy → begin → grade again → for each step: gather what it learns from → update →
     validate → report → conclude → finish
 
-A method is a module with the functions of `Method`: `rft`, `supervised`, `dpo`. This module has
-what is the same for each: where a killed job continues, how a job is paused or cancelled, and how
-it ends.
+A method is a module with the functions of `Method`: `rft`, `supervised`, `dpo`. From `train` to a
+grade read `rft.gather`, `sampling.graded` and `rollout.grade_all`, which calls the grader. This
+module has what is the same for each method: where a killed job continues, how a job is paused or
+cancelled, and how it ends.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def refilled(run: RftRun, step: int, groups: list[Group]) -> list[Group]:
     if not rows:
         return groups
     ask = sampling.SamplingPlan(rows, step, run.plan.completions_per_prompt, run.plan.temperature)
-    return groups + sampling.draft_and_grade(run, KIND, step, ask)[0]
+    return groups + sampling.graded(run, KIND, step, ask)[0]
 
 
 def is_flat_in(group: Group, leaf: Leaf) -> bool:

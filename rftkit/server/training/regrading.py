@@ -10,7 +10,6 @@ sampled again, because the policy that began it still exists.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -53,11 +52,10 @@ def regrade(run: AnyRun, last: int, message_of: MessageOf) -> None:
 
 def _graded_again(run: AnyRun, kind: str, step: int) -> list[Group] | None:
     """The groups of a record with all grades that could be given by now; None: it is not there."""
-    record = run.journal.record(kind, step)
-    if record is None:
+    found = sampling.recorded(run, kind, step)
+    if found is None:
         return None
-    rows = {row.line: row for row in (run.rows if kind == "steps" else run.valid_rows)}
-    before = [rollout.group_from_dict(each, rows) for each in record["groups"]]
+    before, seconds = found
     after = [
         group
         for name, part in _parts(run, kind, before)
@@ -65,8 +63,7 @@ def _graded_again(run: AnyRun, kind: str, step: int) -> list[Group] | None:
     ]
     if after != before:
         kept = after if kind == "steps" else [rollout.with_latest_grades(each) for each in after]
-        data = [rollout.group_to_dict(each) for each in kept]
-        run.journal.write_record(kind, step, {**record, "groups": data})
+        sampling.write_record(run, kind, step, kept, seconds)
     return [rollout.with_latest_grades(each) for each in after]
 
 
@@ -95,23 +92,12 @@ def _part_again(run: AnyRun, kind: str, step: int, groups: Sequence[Group]) -> l
         if each.latest.outcome != "failed"
     }
     draft = sampling.UngradedBatch(
+        [group.row for group in groups],
         [group.prompt_ids for group in groups],
         [[each.completion for each in group.rollouts] for group in groups],
         0.0,
     )
-    found, _ = sampling.graded_while_sampling(
-        run,
-        run.grader,
-        [group.row for group in groups],
-        lambda _: draft,
-        known=run.journal.grades(kind, step) | given,
-        keep=functools.partial(run.journal.add_grade, kind, step),
-        trace=functools.partial(run.trace_id, kind, step),
-        group_size=len(groups[0].rollouts),
-        anchor=(
-            sampling.anchors(run, step) if kind == "valid" and run.grader.compares_group else None
-        ),
-    )
+    found, _ = sampling.graded(run, kind, step, draft, known=given)
     return [
         replace(group, rollouts=list(map(_with_later, group.rollouts, fresh.rollouts)))
         for group, fresh in zip(groups, found, strict=True)

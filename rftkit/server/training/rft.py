@@ -171,9 +171,14 @@ def gather(run: RftRun, step: int) -> list[Group]:
             sampling.ungraded_batch(run, "steps", following, plan(following))
 
     run.clock.start()
-    groups, seconds = sampling.graded(
-        run, "steps", step, plan(step), ahead, lambda found: complete(run, step, found)
-    )
+    if (found := sampling.recorded(run, "steps", step)) is not None:
+        groups, seconds = found
+        ahead()
+    else:
+        groups, seconds = sampling.graded(run, "steps", step, plan(step), ahead)
+        groups, more_seconds = complete(run, step, groups)
+        seconds += more_seconds
+        sampling.write_record(run, "steps", step, groups, seconds)
     run.clock.add("sampling", seconds)
     if pauses_for_training(run, step, groups):
         stop_if_requested(run, step - 1)  # the update waits for the grades that are missing

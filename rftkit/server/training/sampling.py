@@ -1,6 +1,7 @@
 """Rows in, graded groups out, by way of the journal: nothing that it holds is made twice.
 
-A completion is graded as soon as it has ended, while others are still being sampled. Each grade is
+`graded` is the whole way: it samples, and `rollout.grade_all` calls the grader in another thread. A
+completion is graded as soon as it has ended, while others are still being sampled. Each grade is
 kept as it is given, with the tokens that it was given for, and so is each call that a job's tools
 have answered; completions when all have ended; the step's record when all are graded. A kill
 repeats at most the sampling call, and the grades and calls under way: a completion that is sampled
@@ -40,13 +41,13 @@ __all__ = [
     "VALIDATION",
     "SamplingPlan",
     "UngradedBatch",
-    "draft_and_grade",
     "graded",
-    "graded_while_sampling",
+    "recorded",
     "reopen",
     "sampled",
     "ungraded_batch",
     "while_idle",
+    "write_record",
 ]
 
 VALIDATION = 2**31
@@ -80,6 +81,7 @@ class SamplingPlan:
 class UngradedBatch:
     """Completions that are not graded yet."""
 
+    rows: Sequence[Row]
     prompts: list[list[int]]
     """Token ids, one list a row."""
     completions: list[list[Completion]]
@@ -87,35 +89,100 @@ class UngradedBatch:
     seconds: float
     """How long sampling took."""
 
+    @property
+    def num(self) -> int:
+        """Completions of each row."""
+        return len(self.completions[0])
+
 
 def graded(
     run: AnyRun,
     kind: str,
     step: int,
-    plan: SamplingPlan,
+    asked: SamplingPlan | UngradedBatch,
     meanwhile: Callable[[], None] = lambda: None,
-    complete: Callable[[list[Group]], tuple[list[Group], float]] | None = None,
+    *,
+    grader: CompiledGrader | None = None,
+    known: Mapping[Place, Kept] | None = None,
+    is_traced: bool = True,
 ) -> tuple[list[Group], float]:
     """The graded completions of each row, and the seconds they took.
 
-    Nothing that the journal has is computed again: neither a finished record, nor completions and
-    the grades that were given before a kill. `meanwhile` is called once, when the completions are
-    there and graders may still work. `complete` may add to the groups before the record is written,
-    and says how many seconds that took.
+    Drafts and grades that the journal has are not made again. Other threads grade. This one owns
+    the models: it samples, then serves chats, and judges that ask this engine. When it is stopped
+    no further grade is begun, and those under way are abandoned.
+
+    Args:
+        run: the job.
+        kind: of the drafts and grades in the journal.
+        step: of the drafts and grades.
+        asked: what to sample, or completions that exist already.
+        meanwhile: called once, when all completions have ended and graders may still work.
+        grader: another one than the job's.
+        known: grades that need not be given again, besides those in the journal.
+        is_traced: whether the grader gets the trace id that the tools were given.
     """
-    journal = run.journal
-    record = journal.record(kind, step)
+    grader = grader or run.grader
+    anchor = anchors(run, step) if kind == "valid" and grader.compares_group else None
+    waiting = _Waiting(run, kind, step, asked.rows, known or {}, is_traced)
+    grades: dict[Place, Grade] = {}
+
+    def grade() -> float:
+        """Grade completions as they end, until there are no more; return when that was."""
+        if grader.compares_group:
+            how = Comparison(asked.num, anchor, waiting.known_grade)
+            made = compare_all(grader, waiting, run.response_format, waiting.keep, how)
+        else:
+            ungraded = waiting.ungraded(grader, grades)
+            made = rollout.grade_all(grader, ungraded, run.response_format, waiting.keep)
+        grades.update(made)
+        return time.perf_counter()
+
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(grade)
+        try:
+            report = None if _asks_this_engine(run, grader) else waiting.add
+            draft = asked
+            if isinstance(draft, SamplingPlan):
+                draft = ungraded_batch(run, kind, step, draft, report)
+            waiting.end(draft)
+            since = time.perf_counter()
+            meanwhile()
+            while not work.done():
+                run.idle()
+                time.sleep(WAIT_SECONDS)
+        except BaseException:
+            waiting.stop()
+            grader.close(now=True)  # a judge or an endpoint may hang
+            while not work.done():
+                with contextlib.suppress(Exception):  # the first error is the one to report
+                    run.idle()
+                time.sleep(WAIT_SECONDS)
+            raise
+    seconds = draft.seconds + work.result() - since
+    return [
+        Group(row, prompt, [Rollout(c, grades[i, index]) for index, c in enumerate(completions)])
+        for i, (row, prompt, completions) in enumerate(
+            zip(draft.rows, draft.prompts, draft.completions, strict=True)
+        )
+    ], seconds
+
+
+def recorded(run: AnyRun, kind: str, step: int) -> tuple[list[Group], float] | None:
+    """The graded groups of a finished record, and the seconds they took; None without one."""
+    record = run.journal.record(kind, step)
     if record is None:
-        groups, seconds = draft_and_grade(run, kind, step, plan, meanwhile)
-        if complete is not None:
-            groups, more_seconds = complete(groups)
-            seconds += more_seconds
-        data = [rollout.group_to_dict(group) for group in groups]
-        journal.write_record(kind, step, {"groups": data, "seconds": seconds})
-        return groups, seconds
-    meanwhile()
-    by_line = {row.line: row for row in (*(run.rows if complete else ()), *plan.rows)}
-    return [rollout.group_from_dict(each, by_line) for each in record["groups"]], record["seconds"]
+        return None
+    rows = {row.line: row for row in (run.rows if kind == "steps" else run.valid_rows)}
+    return [rollout.group_from_dict(each, rows) for each in record["groups"]], record["seconds"]
+
+
+def write_record(
+    run: AnyRun, kind: str, step: int, groups: Sequence[Group], seconds: float
+) -> None:
+    """Keep what `recorded` returns; the drafts and grades that it was made from are dropped."""
+    data = [rollout.group_to_dict(group) for group in groups]
+    run.journal.write_record(kind, step, {"groups": data, "seconds": seconds})
 
 
 def reopen(run: AnyRun, kind: str, step: int) -> None:
@@ -181,28 +248,6 @@ def _make_again(run: AnyRun, kind: str, step: int, record: Mapping[str, Any]) ->
     journal.drop_record(kind, step)
 
 
-def draft_and_grade(
-    run: AnyRun,
-    kind: str,
-    step: int,
-    plan: SamplingPlan,
-    meanwhile: Callable[[], None] = lambda: None,
-) -> tuple[list[Group], float]:
-    """The same without a record: only drafts and grades are looked up and kept."""
-    return graded_while_sampling(
-        run,
-        run.grader,
-        plan.rows,
-        lambda completed: ungraded_batch(run, kind, step, plan, completed),
-        known=run.journal.grades(kind, step),
-        keep=functools.partial(run.journal.add_grade, kind, step),
-        trace=functools.partial(run.trace_id, kind, step),
-        meanwhile=meanwhile,
-        group_size=plan.num,
-        anchor=anchors(run, step) if kind == "valid" and run.grader.compares_group else None,
-    )
-
-
 def anchors(run: AnyRun, step: int) -> Anchor:
     """The answers of the job's first validation (step 0, or the step that a branch continues from),
     with which a relative grader compares those of the others; at first each answer is its own.
@@ -227,23 +272,21 @@ def ungraded_batch(
     run: AnyRun, kind: str, step: int, plan: SamplingPlan, on_completion: OnCompletion | None = None
 ) -> UngradedBatch:
     """The completions of a step, from the journal or sampled now; each is reported as it ends."""
+    if kind.startswith(CHECKS_KIND):
+        return sampled(run, kind, step, plan, on_completion)
     known = run.journal.draft(kind, step)
     if known is None:
-        draft = sampled(run, plan, on_completion, kind, step)
+        draft = sampled(run, kind, step, plan, on_completion)
         said = [[each.to_dict() for each in group] for group in draft.completions]
         kept = {"prompts": draft.prompts, "completions": said, "seconds": draft.seconds}
         run.journal.write_draft(kind, step, kept)
         return draft
     completions = [[Completion.from_dict(each) for each in group] for group in known["completions"]]
-    return UngradedBatch(known["prompts"], completions, known["seconds"])
+    return UngradedBatch(plan.rows, known["prompts"], completions, known["seconds"])
 
 
 def sampled(
-    run: AnyRun,
-    plan: SamplingPlan,
-    on_completion: OnCompletion | None = None,
-    kind: str = CHECKS_KIND,
-    step: int = 0,
+    run: AnyRun, kind: str, step: int, plan: SamplingPlan, on_completion: OnCompletion | None
 ) -> UngradedBatch:
     """Completions under the policy, drawn now; in a job with tools these answer its calls."""
     started = time.perf_counter()
@@ -260,7 +303,7 @@ def sampled(
         )
         for row, prompt in zip(plan.rows, prompts, strict=True)
     ]
-    environment = None if run.tools is None else _environment(run, run.tools, plan, kind, step)
+    environment = None if run.tools is None else _environment(run, run.tools, kind, step, plan)
     if environment is None:
         completions = run.engine.sample(requests, on_tick=run.on_tick, on_completion=on_completion)
     else:
@@ -268,11 +311,11 @@ def sampled(
             requests, on_tick=run.on_tick, on_completion=on_completion, environment=environment
         )
         run.clock.waiting += environment.idle_seconds
-    return UngradedBatch(prompts, completions, time.perf_counter() - started)
+    return UngradedBatch(plan.rows, prompts, completions, time.perf_counter() - started)
 
 
 def _environment(
-    run: AnyRun, tools: Tools, plan: SamplingPlan, kind: str, step: int
+    run: AnyRun, tools: Tools, kind: str, step: int, plan: SamplingPlan
 ) -> ToolEnvironment:
     is_kept = not kind.startswith(CHECKS_KIND)
 
@@ -293,60 +336,6 @@ def _environment(
     )
 
 
-def graded_while_sampling(
-    run: AnyRun,
-    grader: CompiledGrader,
-    rows: Sequence[Row],
-    sample: Callable[[OnCompletion | None], UngradedBatch],
-    *,
-    known: Mapping[Place, Kept] | None = None,
-    keep: Callable[[Place, Kept], None] = lambda place, kept: None,
-    trace: Callable[[Row, int], str | None] = lambda row, index: None,
-    meanwhile: Callable[[], None] = lambda: None,
-    group_size: int = 1,
-    anchor: Anchor | None = None,
-) -> tuple[list[Group], float]:
-    """Grade what `sample` draws, each as soon as it has ended; and the seconds of both.
-
-    Other threads grade. This one owns the models: it serves chats, and judges that ask this engine.
-    When it is stopped no further grade is begun, and those under way are abandoned.
-
-    Args:
-        run: the job.
-        grader: its own, or another.
-        rows: what is asked.
-        sample: draws, or has what was drawn; may tell of each completion as it ends.
-        known: grades that need not be given again.
-        keep: gets each new grade that did not fail, from any thread.
-        trace: the trace id of a row's completion, for endpoint graders.
-        meanwhile: called when all completions have ended.
-        group_size: completions of a row, which a relative grader compares.
-        anchor: what it compares each with instead.
-    """
-    comparison = functools.partial(Comparison, group_size, anchor)
-    grading = _Grading(run.job.model, rows, known or {}, keep, trace, comparison)
-    with ThreadPoolExecutor(1) as pool:
-        work = pool.submit(grading.grade, grader, run.response_format)
-        try:
-            draft = sample(None if _asks_this_engine(run, grader) else grading.completed)
-            grading.end(draft)
-            since = time.perf_counter()
-            meanwhile()
-            while not work.done():
-                run.idle()
-                time.sleep(WAIT_SECONDS)
-        except BaseException:
-            grading.stop()
-            grader.close(now=True)  # a judge or an endpoint may hang
-            while not work.done():
-                with contextlib.suppress(Exception):  # the first error is the one to report
-                    run.idle()
-                time.sleep(WAIT_SECONDS)
-            raise
-    ended_at = work.result()
-    return grading.groups(draft), draft.seconds + ended_at - since
-
-
 def while_idle(run: AnyRun, grader: CompiledGrader, work: Callable[[], T]) -> T:
     """The result of `work`, which only grades. It runs in another thread, while this one serves
     chats.
@@ -365,39 +354,43 @@ def while_idle(run: AnyRun, grader: CompiledGrader, work: Callable[[], T]) -> T:
         return task.result()
 
 
-class _Grading:
-    """The grades of a step. One thread reports completions, others grade them."""
+class _Waiting:
+    """The completions of a step that wait for a grade: one thread adds them, another grades them.
+
+    Iterating takes each as it ends, until the last one.
+    """
 
     def __init__(
         self,
-        model: str,
+        run: AnyRun,
+        kind: str,
+        step: int,
         rows: Sequence[Row],
         known: Mapping[Place, Kept],
-        keep: Callable[[Place, Kept], None],
-        trace: Callable[[Row, int], str | None],
-        comparison: Callable[[Callable[[FinishedCompletion], Grade | None]], Comparison],
+        is_traced: bool,
     ) -> None:
-        self._model, self._trace = model, trace
-        self._comparison = comparison(self._known_grade)
-        self._rows, self._known, self._keep = rows, known, keep
+        self._run, self._kind, self._step, self._rows = run, kind, step, rows
+        self._is_kept, self._is_traced = not kind.startswith(CHECKS_KIND), is_traced
+        self._known = {**(run.journal.grades(kind, step) if self._is_kept else {}), **known}
         self._ended: SimpleQueue[FinishedCompletion | None] = SimpleQueue()
-        self._reported: set[Place] = set()
-        self._grades: dict[Place, Grade] = {}
+        self._added: set[Place] = set()
         self._is_stopped = threading.Event()
 
-    def completed(self, i: int, index: int, completion: Completion) -> None:
+    def add(self, i: int, index: int, completion: Completion) -> None:
         """A completion has ended."""
-        self._reported.add((i, index))
-        row = self._rows[i]
-        trace = self._trace(row, index)
-        self._ended.put(FinishedCompletion((i, index), row, completion, self._model, trace))
+        self._added.add((i, index))
+        row, trace = self._rows[i], None
+        if self._is_traced:
+            trace = self._run.trace_id(self._kind, self._step, row, index)
+        model = self._run.job.model
+        self._ended.put(FinishedCompletion((i, index), row, completion, model, trace))
 
     def end(self, draft: UngradedBatch) -> None:
-        """Take the final list of completions; some may not have been reported."""
+        """Take the final list of completions; some may not have been added."""
         for i, group in enumerate(draft.completions):
             for index, completion in enumerate(group):
-                if (i, index) not in self._reported:
-                    self.completed(i, index, completion)
+                if (i, index) not in self._added:
+                    self.add(i, index, completion)
         self._ended.put(None)
 
     def stop(self) -> None:
@@ -405,47 +398,25 @@ class _Grading:
         self._is_stopped.set()
         self._ended.put(None)
 
-    def grade(self, grader: CompiledGrader, response_format: Mapping[str, Any] | None) -> float:
-        """Grade until the end; when that was.
-
-        Raises:
-            Stopped: after `stop`.
-        """
-        args = response_format, self._given
-        if grader.compares_group:
-            made = compare_all(grader, self._all_ended(), *args, self._comparison)
-        else:
-            made = rollout.grade_all(grader, self._ungraded(grader), *args)
-        self._grades.update(made)
-        return time.perf_counter()
-
-    def groups(self, draft: UngradedBatch) -> list[Group]:
-        """All groups, once everything is graded."""
-        return [
-            Group(
-                row, prompt, [Rollout(c, self._grades[i, index]) for index, c in enumerate(group)]
-            )
-            for i, (row, prompt, group) in enumerate(
-                zip(self._rows, draft.prompts, draft.completions, strict=True)
-            )
-        ]
-
-    def _all_ended(self) -> Iterator[FinishedCompletion]:
+    def __iter__(self) -> Iterator[FinishedCompletion]:
         for each in iter(self._ended.get, None):
             if self._is_stopped.is_set():
                 raise Stopped
             yield each
 
-    def _ungraded(self, grader: CompiledGrader) -> Iterator[FinishedCompletion]:
-        for each in self._all_ended():
+    def ungraded(
+        self, grader: CompiledGrader, grades: dict[Place, Grade]
+    ) -> Iterator[FinishedCompletion]:
+        """Those that a grader has to grade; the grades of the others go to `grades`."""
+        for each in self:
             if each.completion.failure is not None:
-                self._grades[each.place] = rollout.failed_episode(each.completion, grader)
-            elif (grade := self._known_grade(each)) is not None:
-                self._grades[each.place] = grade
+                grades[each.place] = rollout.failed_episode(each.completion, grader)
+            elif (grade := self.known_grade(each)) is not None:
+                grades[each.place] = grade
             else:
                 yield each
 
-    def _known_grade(self, each: FinishedCompletion) -> Grade | None:
+    def known_grade(self, each: FinishedCompletion) -> Grade | None:
         """The grade that was given to the same tokens before a kill."""
         tokens, grade = self._known.get(each.place, ([], {}))
         if not grade or tokens != each.completion.tokens:
@@ -455,9 +426,11 @@ class _Grading:
         except TypeError:  # a damaged line, or one of another version: grade it again
             return None
 
-    def _given(self, each: FinishedCompletion, grade: Grade) -> None:
-        if grade.outcome != "failed":
-            self._keep(each.place, (each.completion.tokens, dataclasses.asdict(grade)))
+    def keep(self, each: FinishedCompletion, grade: Grade) -> None:
+        """Keep a new grade that did not fail; called from any thread."""
+        if grade.outcome != "failed" and self._is_kept:
+            kept = (each.completion.tokens, dataclasses.asdict(grade))
+            self._run.journal.add_grade(self._kind, self._step, each.place, kept)
         if self._is_stopped.is_set():
             raise Stopped
 

@@ -26,9 +26,13 @@ def graded_answers(run: AnyRun, step: int) -> list[Group]:
         rows = counted(len(run.valid_rows), "row")
         message = f"Validating {run.start_name()} on {rows} before training"
         run.store.add_event(run.job.id, message, key="baseline")
-    num, temperature = run.plan.eval_samples, run.plan.eval_temperature
-    ask = sampling.SamplingPlan(run.valid_rows, sampling.VALIDATION, num, temperature)
-    groups, seconds = sampling.graded(run, "valid", step, ask)
+    found = sampling.recorded(run, "valid", step)
+    if found is None:
+        num, temperature = run.plan.eval_samples, run.plan.eval_temperature
+        plan = sampling.SamplingPlan(run.valid_rows, sampling.VALIDATION, num, temperature)
+        found = sampling.graded(run, "valid", step, plan)
+        sampling.write_record(run, "valid", step, *found)
+    groups, seconds = found
     run.clock.add("eval", seconds)
     return groups
 

@@ -149,7 +149,7 @@ def test_a_model_that_passes_the_final_checks(
     kinds: list[str] = []
     sampled = sampling.sampled
     monkeypatch.setattr(
-        sampling, "sampled", lambda *given: (kinds.append(given[3]), sampled(*given))[1]
+        sampling, "sampled", lambda *given: (kinds.append(given[1]), sampled(*given))[1]
     )
     rows = worker.home / "other.jsonl"
     rows.write_text(json.dumps(in_process.ROWS[0]) + "\n")
