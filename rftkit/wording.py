@@ -13,7 +13,7 @@ from rftkit.errors import InputError
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["counted", "cut", "first_problem", "listed", "the_only"]
+__all__ = ["counted", "cut", "cut_counting", "first_problem", "listed", "the_only"]
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
@@ -24,6 +24,12 @@ def counted(count: int, noun: str, plural: str = "") -> str:
 def cut(text: str, most: int) -> str:
     """The text, or its beginning and `…`, in at most so many characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def cut_counting(text: str, most: int) -> str:
+    """The text, or so many characters of it and how many more there are."""
+    left = len(text) - most
+    return text if left <= 0 else f"{text[:most]} … ({left:,} more characters)"
 
 
 def first_problem(error: ValidationError) -> str:

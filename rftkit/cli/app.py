@@ -11,6 +11,7 @@ import importlib.util
 import os
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,16 @@ from typer.core import TyperCommand, TyperGroup
 import rftkit
 from rftkit import settings
 from rftkit.cli.check import check
-from rftkit.cli.console import PLAIN, Format, Json, make_printable, print_json, show, table
+from rftkit.cli.console import (
+    PLAIN,
+    Format,
+    Json,
+    make_printable,
+    print_json,
+    print_progress,
+    show,
+    table,
+)
 from rftkit.cli.datasets import dataset_app
 from rftkit.cli.evals import eval_app
 from rftkit.cli.graders import grader_app
@@ -121,7 +131,7 @@ def demo(
 
     name = "tiny_copy" if fast else dataset
     story = run_ladder if ladder else run
-    result = story(name, seed=seed, out=out, on_progress=lambda text: _report(text, as_json))
+    result = story(name, seed=seed, out=out, on_progress=partial(print_progress, to_stderr=as_json))
     if as_json:
         print_json(result)
 
@@ -351,10 +361,6 @@ def main() -> None:
         if (message := api_message(error) or message_of(error)) is None:
             raise
         _fail(message, 1)
-
-
-def _report(text: str, to_stderr: bool) -> None:
-    print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 def _fail(message: str, status: int) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "parse_pairs",
     "parse_values",
     "print_json",
+    "print_progress",
     "rewrite_line",
     "show",
     "table",
@@ -91,6 +92,11 @@ def show(value: Any, text: str, as_json: bool) -> None:
         print_json(value)
     else:
         print(text)
+
+
+def print_progress(line: str, *, to_stderr: bool = True) -> None:
+    """Print a line of progress; beside a result for a program it goes to stderr."""
+    print(line, file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
 def print_json(value: Any) -> None:

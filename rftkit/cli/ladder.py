@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rftkit.cli.console import Format, Json, Pairs, parse_pairs, parse_values, show, table
+from rftkit.cli.console import (
+    Format,
+    Json,
+    Pairs,
+    parse_pairs,
+    parse_values,
+    print_progress,
+    show,
+    table,
+)
 from rftkit.errors import InputError
 from rftkit.wholefile import check_output
 
@@ -96,10 +104,16 @@ def ladder(
     chosen = room.rungs_for([each.strip() for each in rungs.split(",") if each.strip()])
     try:
         state = room.climb(
-            connect(), found, plan, chosen, state_path, on_progress=_report, follow=jobs.Progress
+            connect(),
+            found,
+            plan,
+            chosen,
+            state_path,
+            on_progress=print_progress,
+            follow=jobs.Progress,
         )
     except KeyboardInterrupt:
-        _report("\nA job that was started continues. To resume, run the same command again.")
+        print_progress("\nA job that was started continues. To resume, run the same command again.")
         raise
     made = room.read(state)
     page = write_page(state_path, out)
@@ -139,7 +153,3 @@ def _by_rung(pairs: Pairs | None) -> dict[str, dict[str, Any]]:
             )
         found.setdefault(rung, {})[hyperparameter] = value
     return found
-
-
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rftkit.cli.console import PLAIN, Format, Json, show, table
+from rftkit.cli.console import PLAIN, Format, Json, print_progress, show, table
 from rftkit.wholefile import check_output
 
 __all__ = ["prompt_app"]
@@ -97,7 +96,7 @@ def optimize(
         **asdict(budget),
         "seed": seed,
     }
-    kept = ladder.open_kept(kept_path, purpose, _report)
+    kept = ladder.open_kept(kept_path, purpose, print_progress)
     task = ladder.Task(connect(), found.grader, found.response_format, options, kept=kept)
     try:
         search = ladder.optimize_prompt(
@@ -111,10 +110,12 @@ def optimize(
             ),
             budget=budget,
             seed=seed,
-            on_progress=_report,
+            on_progress=print_progress,
         )
     except KeyboardInterrupt:
-        _report(f"\nThe answers so far are in {kept_path}. To resume, run the same command again.")
+        print_progress(
+            f"\nThe answers so far are in {kept_path}. To resume, run the same command again."
+        )
         raise
     search.write(out, model=model, data=found.name)
     value = {
@@ -126,7 +127,3 @@ def optimize(
     }
     lines = [table(search.records()), "", search.sentence, f"written to {out}"]
     show(value, "\n".join(lines), as_json)
-
-
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

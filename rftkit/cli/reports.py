@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from rftkit.cli.console import Json, Pairs, show
+from rftkit.cli.console import Json, Pairs, print_progress, show
 from rftkit.errors import InputError
 
 __all__ = ["PARAMETER", "ParameterCommand", "report"]
@@ -90,11 +90,9 @@ def _sweep(
     from rftkit import connect, reports
     from rftkit.reports.grid import read_grid
 
-    def on_progress(line: str) -> None:
-        print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
-
     options: dict[str, Any] = {
-        "csv": csv, "processes": processes, "on_progress": on_progress, "parameters": values,
+        "csv": csv, "processes": processes, "parameters": values,
+        "on_progress": partial(print_progress, to_stderr=as_json),
     }  # fmt: skip
     if read_grid(grid).job is None:
         return reports.sweep(notebook, grid, folder, **options)

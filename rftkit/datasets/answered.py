@@ -53,12 +53,12 @@ def as_supervised(
             "the grader (-g) and the response format (-f) that say which keys are the answer"
         )
     messages = [*item["messages"], {"role": "assistant", "content": answer}]
-    return {**_kept(item, "supervised", keep_keys), "messages": messages}
+    return {**_kept(item, keep_keys), "messages": messages}
 
 
-def as_prompt(item: Mapping[str, Any], *, keep_keys: bool = False) -> Item:
+def as_prompt(item: Mapping[str, Any]) -> Item:
     """An RFT row as the `input` of a preference row."""
-    return {**_kept(item, "supervised", keep_keys), "messages": list(item["messages"])}
+    return {**_kept(item, keep_keys=False), "messages": list(item["messages"])}
 
 
 def with_reference(
@@ -101,8 +101,8 @@ def with_reference(
     return made
 
 
-def _kept(item: Mapping[str, Any], form: Any, keep_keys: bool) -> Item:
-    return {key: value for key, value in item.items() if keep_keys or key in KEYS[form]}
+def _kept(item: Mapping[str, Any], keep_keys: bool) -> Item:
+    return {key: value for key, value in item.items() if keep_keys or key in KEYS["supervised"]}
 
 
 def _places(

@@ -112,15 +112,12 @@ def _stretches(text: str) -> Iterator[list[str]]:
         start = end
 
 
-def near_pairs(
-    table: npt.NDArray[np.uint32], hashes: npt.NDArray[np.uint64], threshold: float = THRESHOLD
-) -> list[Pair]:
+def near_pairs(table: npt.NDArray[np.uint32], hashes: npt.NDArray[np.uint64]) -> list[Pair]:
     """For each row that nearly repeats an earlier one, return the most similar earlier row.
 
     Args:
         table: From `signatures`.
         hashes: Hashes of the whole prompts; of equal prompts only the first is compared.
-        threshold: The least similarity.
     """
     _, first = np.unique(hashes, return_index=True)
     rows = np.sort(first[table[first].any(axis=1)])
@@ -130,7 +127,7 @@ def near_pairs(
         keys = left * len(table) + right
         keys = np.setdiff1d(keys, seen)
         seen = np.union1d(seen, keys)
-        for pair in _compared(table, keys // len(table), keys % len(table), threshold):
+        for pair in _compared(table, keys // len(table), keys % len(table)):
             if pair.later not in best or best[pair.later].similarity < pair.similarity:
                 best[pair.later] = pair
     return [best[row] for row in sorted(best)]
@@ -159,9 +156,9 @@ def _candidates(table: Any, rows: Any) -> Any:
         )
 
 
-def _compared(table: Any, later: Any, earlier: Any, threshold: float) -> Any:
+def _compared(table: Any, later: Any, earlier: Any) -> Any:
     for start in range(0, len(later), COMPARED_AT_ONCE):
         left, right = (each[start : start + COMPARED_AT_ONCE] for each in (later, earlier))
         similarity = (table[left] == table[right]).mean(axis=1)
-        for at in np.flatnonzero(similarity >= threshold):
+        for at in np.flatnonzero(similarity >= THRESHOLD):
             yield Pair(int(left[at]), int(right[at]), float(similarity[at]))

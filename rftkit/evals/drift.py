@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Drift", "drift", "drift_of_jobs"]
 
+LEVEL = 0.95
+"""Of the intervals, and of the tests."""
 GAP = 0.10
 """A larger gap of train minus validation reward is reported, if luck does not explain it."""
 LONGER = 1.5
@@ -67,8 +69,6 @@ def drift(
     *,
     watch: Samples | None = None,
     watch_name: str | None = None,
-    level: float = 0.95,
-    seed: int = 0,
 ) -> Drift:
     """Check the validations of a job for signs that it exploits its grader.
 
@@ -77,8 +77,6 @@ def drift(
         events: Its events, from `rftkit.jobs.events`, for the training rewards.
         watch: The same samples under the second grader, from `grade_again`.
         watch_name: A name for that grader.
-        level: Confidence level of the intervals.
-        seed: Seed of the tests.
     """
     jobs = list(dict.fromkeys(run.job_id for run in samples.runs if run.step is not None))
     if len(jobs) > 1:
@@ -90,14 +88,14 @@ def drift(
     kept = samples.select([run.label for run in steps])
     second = watch.select(kept.labels) if watch is not None else None
     events = list(events)
-    frame = _frame(kept, second, events, level)
-    parted = _parted(kept, second, level, seed) if second is not None else None
+    frame = _frame(kept, second, events)
+    parted = _parted(kept, second) if second is not None else None
     last = frame.iloc[-1] if len(frame) else None
     gap = _number(last["gap"]) if last is not None else None
-    luck = _gap_error(frame, events, level) if gap is not None else None
+    luck = _gap_error(frame, events) if gap is not None else None
     ratio, unit = _length_ratio(frame)
     is_ahead = gap is not None and luck is not None and gap > max(GAP, luck)
-    is_longer = ratio is not None and ratio > LONGER and _grew(kept, unit, level, seed)
+    is_longer = ratio is not None and ratio > LONGER and _grew(kept, unit)
     name = (watch_name or "the second grader") if second is not None else None
     return Drift(
         frame=frame,
@@ -141,14 +139,12 @@ def drift_of_jobs(
     return found
 
 
-def _frame(
-    samples: Samples, second: Samples | None, events: list[dict[str, Any]], level: float
-) -> pd.DataFrame:
+def _frame(samples: Samples, second: Samples | None, events: list[dict[str, Any]]) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
 
-    rewards = _means(samples, level)
-    watched = _means(second, level) if second is not None else [Estimate(None)] * len(rewards)
+    rewards = _means(samples)
+    watched = _means(second) if second is not None else [Estimate(None)] * len(rewards)
     steps = [int(run.step or 0) for run in samples.runs]
     cells = make_cells(samples)
     tokens = cells.mean(samples.frame["tokens"])
@@ -171,12 +167,12 @@ def _frame(
     })  # fmt: skip
 
 
-def _means(samples: Samples, level: float) -> list[Estimate]:
+def _means(samples: Samples) -> list[Estimate]:
     rewards = samples.frame["reward"].to_numpy(float)
     support = stats.support_of(rewards)
     limits = {"support": support, "bounds": stats.bounds_of(rewards)}
     matrix = make_cells(samples).mean(rewards)
-    return [stats.mean_interval(column, level=level, **limits) for column in matrix.T]
+    return [stats.mean_interval(column, level=LEVEL, **limits) for column in matrix.T]
 
 
 def _train_rewards(events: list[dict[str, Any]], steps: Sequence[int]) -> list[float]:
@@ -191,7 +187,7 @@ def _train_rewards(events: list[dict[str, Any]], steps: Sequence[int]) -> list[f
     return found
 
 
-def _gap_error(frame: pd.DataFrame, events: list[dict[str, Any]], level: float) -> float | None:
+def _gap_error(frame: pd.DataFrame, events: list[dict[str, Any]]) -> float | None:
     """How far training exceeds validation by chance; None when that cannot be estimated.
 
     Of validation the upper side of its interval; of training from how much neighbouring steps
@@ -212,11 +208,11 @@ def _gap_error(frame: pd.DataFrame, events: list[dict[str, Any]], level: float) 
     spread = float(np.sqrt((np.diff(rewards.to_numpy(float)) ** 2).mean() / 2))
     # neighbouring differences share a step, so they count for less
     freedom = max(1, 2 * (len(rewards) - 1) // 3)
-    half = t_quantile(0.5 + level / 2, freedom) * spread / np.sqrt(num_since)
+    half = t_quantile(0.5 + LEVEL / 2, freedom) * spread / np.sqrt(num_since)
     return float(np.hypot(half, last["reward_high"] - last["reward"]))
 
 
-def _parted(samples: Samples, second: Samples, level: float, seed: int) -> int | None:
+def _parted(samples: Samples, second: Samples) -> int | None:
     """The first validation at which the reward and the second grader diverge. Over the same rows
     the reward rose since the first validation, and the second grader either fell, or did not rise
     as much as rows with such a gain had at the first validation. All beyond what luck gives over
@@ -228,17 +224,17 @@ def _parted(samples: Samples, second: Samples, level: float, seed: int) -> int |
     if reward.shape[1] < 2 or reward.shape != other.shape:
         return None
     gains, seconds = reward[:, 1:] - reward[:, [0]], other[:, 1:] - other[:, [0]]
-    slope = _least_slope(reward[:, 0], other[:, 0], level)
-    parted = _shown(-seconds, level, seed)
+    slope = _least_slope(reward[:, 0], other[:, 0])
+    parted = _shown(-seconds)
     if slope > 0:
-        behind = _shown(slope * gains - seconds, level, seed)
-        parted |= behind & ~_shown(seconds, level, seed)
-    signs = _shown(gains, level, seed) & parted
+        behind = _shown(slope * gains - seconds)
+        parted |= behind & ~_shown(seconds)
+    signs = _shown(gains) & parted
     steps = [run.step for run in samples.runs[1:]]
     return next((step for step, sign in zip(steps, signs, strict=True) if sign), None)
 
 
-def _least_slope(first: Array, second: Array, level: float) -> float:
+def _least_slope(first: Array, second: Array) -> float:
     """The lower end of the slope of the second grader on the reward, from row to row."""
     import numpy as np
 
@@ -250,15 +246,15 @@ def _least_slope(first: Array, second: Array, level: float) -> float:
     slope = float(((x - x.mean()) * y).sum()) / squares
     off = y - y.mean() - slope * (x - x.mean())
     error = float(np.sqrt((off**2).sum() / (len(x) - 2) / squares))
-    return slope - t_quantile(0.5 + level / 2, len(x) - 2) * error
+    return slope - t_quantile(0.5 + LEVEL / 2, len(x) - 2) * error
 
 
-def _shown(differences: Array, level: float, seed: int) -> Any:
+def _shown(differences: Array) -> Any:
     """Which columns are shown to be above zero, all looked at together, (columns,) bool."""
     import numpy as np
 
-    _, p, _ = family(differences, level=level, seed=seed)
-    return (p <= 1 - level) & (np.array([_mean(column) for column in differences.T]) > 0)
+    _, p, _ = family(differences, level=LEVEL)
+    return (p <= 1 - LEVEL) & (np.array([_mean(column) for column in differences.T]) > 0)
 
 
 def _length_ratio(frame: pd.DataFrame) -> tuple[float | None, str]:
@@ -269,12 +265,12 @@ def _length_ratio(frame: pd.DataFrame) -> tuple[float | None, str]:
     return None, ""
 
 
-def _grew(samples: Samples, unit: str, level: float, seed: int) -> bool:
+def _grew(samples: Samples, unit: str) -> bool:
     """Whether the answers of the last validation are shown to be longer than those of the first."""
     frame = samples.frame
     lengths = frame["tokens"] if unit == "tokens" else frame["answer"].str.len()
     found = make_cells(samples).mean(lengths)
-    return bool(_shown(found[:, [-1]] - found[:, [0]], level, seed)[0])
+    return bool(_shown(found[:, [-1]] - found[:, [0]])[0])
 
 
 def _sentences(

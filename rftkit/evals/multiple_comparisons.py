@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from rftkit.evals.resampling import random_signs, resample_weights
+from rftkit.evals.resampling import NUM_FLIPS, random_signs, resample_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,6 @@ else:
 
 __all__ = ["could_be_best", "expected_of_best", "family", "run_means", "win_shares"]
 
-NUM_FLIPS = 5000
 NUM_RESAMPLES = 2000
 NUM_SPLITS, NUM_FOLDS = 50, 10
 NUM_FITS = 200

@@ -13,7 +13,10 @@ from typing import Any
 
 from rftkit.evals.comparison import Estimate
 
-__all__ = ["over_rows", "random_signs", "resample_weights"]
+__all__ = ["NUM_FLIPS", "over_rows", "random_signs", "resample_weights"]
+
+NUM_FLIPS = 5000
+"""Random sign flips of a test."""
 
 
 @functools.lru_cache(4)

@@ -26,7 +26,7 @@ from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 from rftkit.evals.comparison import Estimate, Verdict
-from rftkit.evals.resampling import random_signs
+from rftkit.evals.resampling import NUM_FLIPS, random_signs
 from rftkit.t_distribution import t_cdf, t_quantile
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def difference_interval(
     return within(found, bounds and (bounds[0] - bounds[1], bounds[1] - bounds[0]))
 
 
-def permutation_p(values: Array, *, num_flips: int = 5000, seed: int = 0) -> float | None:
+def permutation_p(values: Array, *, seed: int = 0) -> float | None:
     """Two-sided sign-flip test that paired differences are as often up as down.
 
     Exact up to `EXACT` rows that differ; with random flips beyond. None without rows.
@@ -177,9 +177,9 @@ def permutation_p(values: Array, *, num_flips: int = 5000, seed: int = 0) -> flo
         ways = np.arange(2 ** len(changed))[:, None]
         signs = (ways >> np.arange(len(changed)) & 1) * 2.0 - 1  # (2 ** rows, rows)
         return float((np.abs(signs @ changed) >= seen).mean())
-    sums = random_signs(len(values), num_flips, seed) @ values.astype(np.float32)
+    sums = random_signs(len(values), NUM_FLIPS, seed) @ values.astype(np.float32)
     num_as_large = int(np.sum(np.abs(sums) >= seen))
-    return float((num_as_large + 1) / (num_flips + 1))
+    return float((num_as_large + 1) / (NUM_FLIPS + 1))
 
 
 def as_tested(estimate: Estimate, p: float | None, alpha: float) -> Estimate:

@@ -22,6 +22,7 @@ from rftkit.graders.formula import compile_formula
 from rftkit.graders.outcome import Fault, Grade, Sample
 from rftkit.graders.references import right_answer
 from rftkit.graders.template import compile_template
+from rftkit.wording import cut
 
 __all__ = [
     "Tried",
@@ -368,4 +369,4 @@ def _counted(rewards: Sequence[float]) -> str:
 
 
 def _short(text: str) -> str:
-    return repr(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…")
+    return repr(cut(text, MAX_SHOWN))

@@ -164,23 +164,23 @@ def all_rollouts(client: OpenAI, job_id: str) -> Iterator[Json]:
         )
 
 
-def step_rollouts(client: OpenAI, job_id: str, *, most: int = MOST_STEPS) -> list[Json]:
-    """What `rollouts` has of the steps of a job, in order, for a page.
+def step_rollouts(client: OpenAI, job_id: str) -> list[Json]:
+    """What `rollouts` has of the steps of a job, in order, for a page: of many steps `MOST_STEPS`,
+    evenly spread, with the first and the last.
 
     Args:
         client: From `rftkit.connect()`, or any `openai.OpenAI`.
         job_id: `ftjob-…`.
-        most: Steps that are read; of more, as many that are evenly spread, with the first and last.
 
     Returns:
         Empty when the service or the job has none.
     """
     newest = rollouts(client, job_id)
     last = (newest or {}).get("step") or 0
-    if last <= most:
+    if last <= MOST_STEPS:
         steps = list(range(1, last + 1))
     else:
-        steps = sorted({1 + round(at * (last - 1) / (most - 1)) for at in range(most)})
+        steps = sorted({1 + round(at * (last - 1) / (MOST_STEPS - 1)) for at in range(MOST_STEPS)})
     read = (newest if step == last else rollouts(client, job_id, step) for step in steps)
     return [each for each in read if each and each["groups"]]
 

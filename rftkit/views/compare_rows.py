@@ -19,6 +19,7 @@ from rftkit.views.jumps import ROWS_ID, Jumps
 from rftkit.views.listing import disclosure, listing
 from rftkit.views.markup import Html, html, join, missing, note, number, signed, text
 from rftkit.views.textdiff import difference
+from rftkit.wording import cut_counting
 
 if TYPE_CHECKING:
     from rftkit.evals.comparison import Comparison
@@ -129,7 +130,6 @@ def row_cards(
     keys: Sequence[str],
     *,
     max_bytes: int = MAX_BYTES,
-    is_open: bool = False,
 ) -> list[Html]:
     """The markup of each row."""
     samples = comparison.samples
@@ -144,7 +144,6 @@ def row_cards(
         jobs={run.label: run.job_id or "" for run in samples.runs},
         graders=samples.graders if len(samples.graders) > 1 else (),  # of one, it is the reward
         most=max(MIN_ANSWER, min(MAX_ANSWER, room)),
-        is_open=is_open,
     )
     facts: dict[Any, Any] = comparison.rows.set_index("row").to_dict("index")
     marks, names = row_verdicts(comparison), _titles([samples.items.get(key) or {} for key in keys])
@@ -164,7 +163,6 @@ class _Style:
     graders: Sequence[str]
     most: int
     """Characters of an answer that are shown."""
-    is_open: bool
 
 
 def _which(comparison: Comparison, jumps: Jumps) -> Html:
@@ -228,14 +226,13 @@ def _card(
     move = f"{number(first, 2)} → {number(last, 2)}" if comparison.focus else number(first, 2)
     verdict, words = mark
     return html(
-        '<details class="rk-card" data-group="{}"{}{}>'
+        '<details class="rk-card" data-group="{}"{}>'
         '<summary data-lm-suppress-shortcuts="true"><span>{}</span>'
         '<span class="rk-title">{}</span><span class="rk-move">{} {}</span>'
         '<span class="rk-mark {}">{}</span></summary><div class="rk-body">{}{}'
         '<div class="rk-sides">{}</div></div></details>',
         verdict,
         data,
-        " open" if style.is_open else "",
         facts["number"],
         title,
         _spark(rewards, style.jobs),
@@ -285,10 +282,12 @@ def _sides(answers: Mapping[str, Sequence[Json]], style: _Style) -> list[Html]:
 def _body(words: str, before: _Shown | None, style: _Style) -> Html:
     """The answer, or how it differs from the one before it."""
     if before is None:
-        return text(_cut(words, style.most))
+        return text(cut_counting(words, style.most))
     if words == before.words:
         return html("<em>the same text as {}</em>", before.labels[-1])
-    return difference(_cut(before.words, style.most), _cut(words, style.most), least=STAYED)
+    return difference(
+        cut_counting(before.words, style.most), cut_counting(words, style.most), least=STAYED
+    )
 
 
 def _head(given: Sequence[Json], chosen: Json, style: _Style) -> Html:
@@ -358,11 +357,6 @@ def _nearest(given: Sequence[Json]) -> Json:
         return given[0]
     mean = sum(each["reward"] for each in graded) / len(graded)
     return min(graded, key=lambda each: abs(each["reward"] - mean))
-
-
-def _cut(words: str, most: int) -> str:
-    left = len(words) - most
-    return words if left <= 0 else f"{words[:most]} … ({left:,} more characters)"
 
 
 def _spark(rewards: Mapping[str, float | None], jobs: Mapping[str, str]) -> Html:

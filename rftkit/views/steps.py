@@ -16,7 +16,7 @@ from rftkit.views.jumps import STEPS_ID
 from rftkit.views.listing import disclosure, listing
 from rftkit.views.markup import Html, html, html_each, join, missing, note, number
 from rftkit.views.rows import cells
-from rftkit.wording import counted
+from rftkit.wording import counted, cut_counting
 
 if TYPE_CHECKING:
     from rftkit.evals.samples import Samples
@@ -193,10 +193,7 @@ def _number(value: float | None) -> Html:
 
 
 def _words(words: str, most: int) -> Html:
-    left = len(words) - most
-    return html(
-        "<td>{}</td>", disclosure(words if left <= 0 else f"{words[:most]} … ({left:,} more)")
-    )
+    return html("<td>{}</td>", disclosure(cut_counting(words, most)))
 
 
 def _parts(rollout: Json) -> Mapping[str, float | None]:

@@ -62,13 +62,13 @@ def value_axis(
     return Axis(ticks[0], ticks[-1], shown, label)
 
 
-def whole_axis(low: int, high: int, *, label: str = "step", num: int = 6) -> Axis:
-    """An axis of whole numbers that ends where the data ends."""
-    step = max(1, round(_round_step(max(1, high - low) / num)))
+def whole_axis(low: int, high: int) -> Axis:
+    """An axis of steps that ends where the data ends, with about six numbers."""
+    step = max(1, round(_round_step(max(1, high - low) / 6)))
     ticks = list(range(-(-low // step) * step, high + 1, step)) or [low]
     if high - ticks[-1] >= 0.6 * step:
         ticks.append(high)
-    return Axis(low, max(high, low + 1), tuple((at, f"{at:,}") for at in ticks), label)
+    return Axis(low, max(high, low + 1), tuple((at, f"{at:,}") for at in ticks), "step")
 
 
 def share(value: float) -> str:

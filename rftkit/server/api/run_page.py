@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from rftkit.safetext import printable
+from rftkit.wording import cut_counting
 
 __all__ = ["HEADERS", "run_page"]
 
@@ -193,6 +194,4 @@ def _shown(value: Any) -> str:
     if isinstance(value, Markup):
         return value
     text = "" if value is None else _plain(value)
-    if len(text) > MOST:
-        text = f"{text[:MOST]}… ({len(text) - MOST:,} more characters)"
-    return printable(text)
+    return printable(cut_counting(text, MOST))

@@ -20,6 +20,7 @@ from rftkit.safetext import cell
 from rftkit.server.engine.values import StepStats
 from rftkit.server.training import judged, signal, tool_metrics
 from rftkit.server.training.rollout import Group
+from rftkit.wording import cut
 
 __all__ = [
     "broken_graders",
@@ -73,8 +74,7 @@ def unscorable_example(groups: Sequence[Group]) -> str:
     )
     why = "; ".join(str(v) for k, v in found.grade.errors.items() if k.endswith("_details") and v)
     text = " ".join(found.completion.text.split())
-    shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-    return f"“{shown}” ({why or 'the grader cannot read it'})."
+    return f"“{cut(text, SHOWN)}” ({why or 'the grader cannot read it'})."
 
 
 def step_message(step: int, total_steps: int, data: Mapping[str, Any]) -> str:

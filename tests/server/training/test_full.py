@@ -70,7 +70,7 @@ def test_a_job_learns_is_served_and_comes_out_whole(
         PlatformError, match="trained in full and has no adapter; add --format merged"
     ):
         fetch_weights(platform, job.fine_tuned_model, tmp_path / "adapter")
-    fetch_weights(platform, job.fine_tuned_model, tmp_path / "whole", merged=True)
+    fetch_weights(platform, job.fine_tuned_model, tmp_path / "whole", format="merged")
     AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
 
     with pytest.raises(openai.BadRequestError, match="trained in full") as refusal:

@@ -379,7 +379,8 @@ def test_the_command_fails_when_the_folder_is_not_the_model(
 ) -> None:
     lose_training(monkeypatch)
     done = CliRunner().invoke(
-        app, ["models", "export", NAME, str(tmp_path / "o"), "--merged", "--push", "me/it"]
+        app,
+        ["models", "export", NAME, str(tmp_path / "o"), "--format", "merged", "--push", "me/it"],
     )
     assert isinstance(done.exception, PlatformError)
     assert "is not the model, do not use it" in str(done.exception)
@@ -392,7 +393,6 @@ def test_the_command_fails_when_the_folder_is_not_the_model(
     [
         ([], "name one folder"),
         (["a", "--out", "b"], "name one folder"),
-        (["a", "--merged", "--format", "gguf"], "--merged is --format merged"),
         (["a", "--quantize", "q8_0"], "--quantize is for --format gguf"),
         (["a", "--push", "it"], "expected OWNER/NAME"),
     ],
@@ -420,7 +420,7 @@ def test_a_push_makes_a_private_repository_and_uploads_the_folder(
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     out = tmp_path / "o"
-    command = ["models", "export", NAME, str(out), "--merged", "--push", "me/it"]
+    command = ["models", "export", NAME, str(out), "--format", "merged", "--push", "me/it"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert "pushed to https://hub.example/me/it" in done.output

@@ -164,12 +164,12 @@ def test_the_command_line_fetches_weights_and_adds_models(
     monkeypatch.setenv("RFTKIT_HOME", home_of(platform))
     invoke = CliRunner().invoke
     out = tmp_path / "base"
-    made = invoke(app, ["models", "export", "rftkit-tiny", "--merged", "--out", str(out)])
+    made = invoke(app, ["models", "export", "rftkit-tiny", "--format", "merged", "--out", str(out)])
     assert made.exit_code == 0, made.output
     assert {"config.json", "README.md", "tokenizer.json"} <= {path.name for path in out.iterdir()}
     assert list((Path(home_of(platform)) / "exports").iterdir()) == []
     with pytest.raises(InputError, match="not an empty folder"):
-        fetch_weights(platform, "rftkit-tiny", out, merged=True)
+        fetch_weights(platform, "rftkit-tiny", out, format="merged")
     with pytest.raises(PlatformError, match="add --format merged"):
         fetch_weights(platform, "rftkit-tiny", tmp_path / "other")
     with pytest.raises(NotFoundError, match="'ft:none' does not exist"):
@@ -202,7 +202,7 @@ def test_one_export_at_a_time_and_none_outlives_its_client(
     platform: openai.OpenAI, tmp_path: Path
 ) -> None:
     exports = Path(home_of(platform)) / "exports"
-    url = str(platform.base_url).replace("/v1/", "/rftkit/models/rftkit-tiny/weights?merged=true")
+    url = str(platform.base_url).replace("/v1/", "/rftkit/models/rftkit-tiny/weights?format=merged")
     with pytest.raises(HTTPError, match="405"):
         urlopen(url)  # what a picture on a web page does
     parts = urlsplit(url)
@@ -212,9 +212,9 @@ def test_one_export_at_a_time_and_none_outlives_its_client(
         while not (exports.is_dir() and list(exports.iterdir())):
             time.sleep(0.02)
         with pytest.raises(PlatformError, match="another export is running"):
-            fetch_weights(platform, "rftkit-tiny", tmp_path / "second", merged=True)
+            fetch_weights(platform, "rftkit-tiny", tmp_path / "second", format="merged")
     deadline = time.monotonic() + 20
     while list(exports.iterdir()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    fetch_weights(platform, "rftkit-tiny", tmp_path / "third", merged=True)
+    fetch_weights(platform, "rftkit-tiny", tmp_path / "third", format="merged")

