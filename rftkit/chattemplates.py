@@ -33,8 +33,8 @@ For each call, answer with a JSON object within <tool_call></tool_call>:
 def rendered(tokenizer: Any, messages: list[Json], tools: list[Json] | None, *, opens: bool) -> str:
     """The text of messages under the template, ready for an answer if it `opens` one.
 
-    A template that refuses the results of tool calls gets them as the user's, as Hermes writes
-    them.
+    A template that refuses messages of tools gets their results as user messages, in the form of
+    Hermes.
 
     Raises:
         InputError: there is no template, or it refuses the messages.

@@ -222,10 +222,11 @@ def check_messages(
 
     Args:
         messages: as in the row.
-        fail: makes the error of a message and the field it is about.
-        where: the field that they are in.
-        roles: allowed ones besides `ROLES`.
-        texts: allowed types of content parts besides `text`, each with its text under its name.
+        fail: makes the error from a message and the name of a field.
+        where: the field that holds the messages.
+        roles: roles that are allowed besides `ROLES`.
+        texts: types of content parts that are allowed besides `text`; the text of such a part is
+            under the name of its type.
 
     Raises:
         RowError: from `fail`.

@@ -46,6 +46,10 @@ from rftkit.safetext import redacted
 __all__ = ["app", "main"]
 
 LAB_FOLDER = Path("rftkit-notebooks")
+ORDER = (
+    "demo", "serve", "lab", "check", "dataset", "grade", "prompt", "job", "grader", "eval",
+    "ladder", "report", "import", "models",
+)  # fmt: skip
 
 
 class LabCommand(TyperCommand):
@@ -60,7 +64,13 @@ class LabCommand(TyperCommand):
 
 
 class FullArguments(TyperGroup):
-    """Refuses an empty argument: it is what a variable leaves that a shell script never set."""
+    """Lists commands in the order of work, and refuses an empty argument, which a shell script
+    passes where a variable was never set.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names, in the order of the README."""
+        return sorted(super().list_commands(ctx), key=ORDER.index)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments; only the value of a report's parameter may be empty."""
@@ -143,7 +153,7 @@ def serve(
         int | None, typer.Option(help="Default 8642 or the next free one; 0 for any.")
     ] = None,
     idle_minutes: Annotated[
-        float | None, typer.Option(help="Stop after this long without a request or a job.")
+        float | None, typer.Option(help="Stop after so many minutes without a request or a job.")
     ] = None,
     status: Annotated[
         bool, typer.Option("--status", help="Show whether a server is running.")
@@ -273,8 +283,8 @@ def import_account(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="A dump, the API's JSON, JSONL and CSV files, promptfoo's results or Inspect's "
-            "logs, to open here."
+            help="Files to open here: a dump, JSON, JSONL or CSV from the API, results of "
+            "promptfoo or logs of Inspect."
         ),
     ] = None,
     source: Annotated[
@@ -309,7 +319,8 @@ def import_account(
     to: Annotated[
         Literal["promptfoo"] | None,
         typer.Option(
-            metavar="promptfoo", help="Write the evals of a dump as promptfoo configs: DUMP OUT."
+            metavar="promptfoo",
+            help="Write the evals of a dump as promptfoo configs; give both folders, DUMP OUT.",
         ),
     ] = None,
     as_json: Json = False,

@@ -226,22 +226,6 @@ def _refuse_for_branch(**given: Any) -> None:
         raise InputError("a branch keeps the prompts of its job; leave out --prompt")
 
 
-@job_app.command("tree")
-def show_tree(job_id: JobId = "", as_json: Json = False) -> None:
-    """Show a job and its branches.
-
-    Each line has what the branch changed, and the validation reward that it reached.
-    """
-    from dataclasses import asdict
-
-    from rftkit import connect, jobs
-    from rftkit.views.branches import tree_text
-
-    found = jobs.family(connect(), job_id)
-    show([{**asdict(each), "origin": each.origin and str(each.origin)} for each in found],
-         tree_text(found), as_json)  # fmt: skip
-
-
 @job_app.command("list")
 def list_jobs(
     limit: Annotated[int, typer.Option(help="The number of jobs, newest first.", min=1)] = 20,
@@ -299,6 +283,22 @@ def show_job(job_id: JobId = "", as_json: Json = False) -> None:
 def _event_line(event: dict[str, Any]) -> str:
     level = "" if event["level"] == "info" else f"{event['level']}: "
     return f"{level}{event['message']}"
+
+
+@job_app.command("tree")
+def show_tree(job_id: JobId = "", as_json: Json = False) -> None:
+    """Show a job and its branches.
+
+    Each line has what the branch changed, and the validation reward that it reached.
+    """
+    from dataclasses import asdict
+
+    from rftkit import connect, jobs
+    from rftkit.views.branches import tree_text
+
+    found = jobs.family(connect(), job_id)
+    show([{**asdict(each), "origin": each.origin and str(each.origin)} for each in found],
+         tree_text(found), as_json)  # fmt: skip
 
 
 @job_app.command("watch")

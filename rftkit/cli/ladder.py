@@ -78,9 +78,9 @@ def ladder(
 ) -> None:
     """Compare a better prompt, supervised, dpo and RFT.
 
-    All answer the same test rows. If both supervised and reinforcement are chosen, RFT is also run
-    from the supervised model. Finished rungs are kept: run the same command to resume. The page
-    shows which rung was worth it.
+    Each of these rungs ends in answers to the same test rows. If both supervised and reinforcement
+    are chosen, RFT is also run from the supervised model. Finished rungs are kept: run the same
+    command to resume. The page shows which rung was worth it.
     """
     from rftkit import connect, jobs
     from rftkit import ladder as room

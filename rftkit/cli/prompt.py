@@ -63,9 +63,9 @@ def optimize(
     """Find a better system text and better examples for a model.
 
     Candidates are tried on training rows. The best few answer the validation rows, which decide.
-    The prompt file has the best one, and every candidate with its interval. `job create`, `eval
-    run` and the playground take it with --prompt. Every answer is kept in a .search.jsonl file next
-    to it: after an interruption, run the same command to resume.
+    The prompt file has the best one, and every candidate with its interval. Pass it to `job create`
+    or `eval run` with --prompt, or load it in the playground. Every answer is kept in a
+    .search.jsonl file next to it: after an interruption, run the same command to resume.
     """
     from rftkit import connect, ladder, settings
     from rftkit.client import judge_client

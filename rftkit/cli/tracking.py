@@ -62,7 +62,7 @@ def entries(
 
 
 def follow_tracked(client: OpenAI, job_id: str, chosen: Sequence[Entry], *, is_quiet: bool) -> None:
-    """Follow a job to its end, and send what comes to trackers."""
+    """Follow a job to its end, and send its updates to trackers."""
     from rftkit import jobs
     from rftkit.jobs.trackers import Tracked
 

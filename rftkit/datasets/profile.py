@@ -56,8 +56,8 @@ def profile(
 
     Args:
         source: As for `open`.
-        grader: Helps to find the reference answers.
-        response_format: Helps to find them too.
+        grader: Helps to find the reference answers, as does `response_format`.
+        response_format: See `grader`.
         model: Counts tokens as `check` does; `frame.attrs["counted_by"]` says how.
         preview: Adds its pass rates and spreads.
         limit: Read only this many rows.

@@ -67,8 +67,8 @@ KINDS = (
         True,
         "The held-out grader no longer follows the reward: it gave {before} in the first steps and "
         "gives {now} now.",
-        "Read answers with a high reward and a low held-out grade before you go on; branch from a "
-        "step before this one with a stricter grader.",
+        "Read answers with a high reward and a low held-out grade before you continue; branch from "
+        "a step before this one with a stricter grader.",
         "score",
         falls=True,
     ),

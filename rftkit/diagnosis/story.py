@@ -1,7 +1,7 @@
 """The training history of a job, summarised from its metric events.
 
-It keeps the first and the last validation, the last few training steps, sums over all steps, and a
-number a step for each alarm. `rules` judges it.
+It keeps the first and the last validation, the last few training steps, sums over all steps, and
+for each alarm one number per step. `rules` judges it.
 """
 
 from __future__ import annotations

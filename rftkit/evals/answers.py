@@ -86,7 +86,7 @@ def ask(
         concurrency: Requests under way at the same time.
         on_answer: Called with (index of the row, answer) as each answer comes, one at a time.
         stop: Once it returns True, no further request is sent.
-        tools: Answer the calls of the model, which goes on until it makes none; without them a
+        tools: Answer the calls of the model, which continues until it makes none; without them a
             call is the answer.
         max_turns: Most requests for one row; calls of the last one are not made.
         options: Other arguments of `chat.completions.create`; `temperature=0` gives the likeliest

@@ -73,7 +73,7 @@ def choice_sentence(
 
     `pair` compares the run to deploy with the baseline; it is None if that is the baseline.
     `is_level` states that all runs have the same mean. `num_graded` rows of `num_rows` are graded
-    in the best run; a mean that rests on less than half of them says so.
+    in the best run; a mean of less than half of them is marked.
     """
     rows = counted(num_rows, "row")
     found = f"({mean:.3f} on {rows})"

@@ -121,7 +121,7 @@ def mean_interval(
         values: One number per row, (rows,); nan where a row has none.
         level: How often the interval should hold the truth.
         support: The two values that one sample can have, such as (0, 1) for pass and fail.
-        bounds: Between what values a sample lies; the interval does not leave them.
+        bounds: The least and the largest value of a sample; the interval stays within them.
     """
     values = _known(values)
     n = len(values)

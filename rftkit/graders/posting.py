@@ -155,7 +155,7 @@ class Target:
 
 
 def secrets_in(url: str) -> list[str]:
-    """Passwords of an address, and values of its query, which are keys as often as not."""
+    """Passwords of an address, and values of its query, which are often keys."""
     try:
         parts = urlsplit(url)
         found = [parts.password or "", *(value for _, value in parse_qsl(parts.query))]

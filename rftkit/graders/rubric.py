@@ -1,7 +1,7 @@
 """Rubrics: a judge says for each criterion whether an answer meets it; arithmetic is done here.
 
 One call a rollout, with a strict JSON schema that has a verdict and a reason for each criterion.
-The reward is the weight of the criteria that are met, as a share of the weight that can be had. A
+The reward is the weight of the criteria that are met, as a share of the weight of all criteria. A
 required criterion that is not met makes it 0. A criterion that the judge could not decide is
 missing, never "not met": without a verdict on a required one the answer is not graded; a bonus
 counts neither for nor against, as long as half of all weight was decided. Not here: calling the

@@ -34,7 +34,7 @@ __all__ = ["eval_of_config", "eval_of_results", "is_config", "is_results", "read
 Json = dict[str, Any]
 
 ERROR = 2
-"""`failureReason` of a result whose answer could not be had; 1 is a failed assertion."""
+"""`failureReason` of a result without an answer; 1 is a failed assertion."""
 MAX_CONFIG_BYTES = 10 << 20
 FINISH = {"stop", "length", "content_filter", "tool_calls"}
 

@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class Refused(Exception):
-    """The service does not give this object; others may still be had."""
+    """The service does not return this object; others can still be fetched."""
 
     def __init__(self, reason: str, *, status: int | None = None, code: str | None = None) -> None:
         super().__init__(reason)
@@ -96,7 +96,7 @@ class Remote:
 
         Raises:
             Refused: the service will not or cannot give it.
-            RftkitError: nothing can be had: key refused, connection lost.
+            RftkitError: nothing can be fetched: key refused, connection lost.
         """
         import httpx2
 

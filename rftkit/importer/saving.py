@@ -1,7 +1,7 @@
 """Bring one object of an account up to date in the dump: one function for each kind.
 
-Each returns the object's entry in the ledger, or None if not even the object itself could be had.
-A part that the service refuses is recorded, and the other parts continue. Not here: which objects
+Each returns the object's entry in the ledger, or None if the object itself could not be fetched. A
+part that the service refuses is recorded, and the other parts continue. Not here: which objects
 there are, and in which order they are fetched.
 """
 

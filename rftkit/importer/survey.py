@@ -160,7 +160,7 @@ def survey(
         since: Objects created before this moment (Unix seconds) are left out; an eval stays if
             one of its runs does.
         dump: Where the pages are kept; None keeps none.
-        recording: Takes down that a list cannot be had, by its place in the dump.
+        recording: Records that a list cannot be fetched, by its place in the dump.
         pool: Reads the runs of several evals at a time.
     """
     wanted, found = set(only), Survey()

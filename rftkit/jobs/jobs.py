@@ -100,7 +100,7 @@ def create(
         max_episode_steps: Most turns of a rollout that calls tools.
 
     Raises:
-        InputError: a reinforcement job without a grader, or a setting that is misspelt or stands
+        InputError: a reinforcement job without a grader, or a setting that is misspelt or is
             where it has no effect; nothing was sent.
     """
     check_names(hyperparameters, metadata, method)

@@ -112,7 +112,7 @@ def without_folders(html: str, given: Iterable[Any]) -> str:
 
 
 def read_values(notebook: str | Path, pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Values typed as words, as the notebook's parameters want them; see `run`.
+    """Values typed as words, converted to the types of the notebook's parameters; see `run`.
 
     Raises:
         ReportError: a name is unknown, or its value has the wrong type.

@@ -54,7 +54,7 @@ class Entry:
 
 
 def forest(entries: Sequence[Entry], title: str, margin: float | None) -> Chart:
-    """Estimates with their intervals, one below the other, around zero, each below its name."""
+    """A column of estimates with their intervals around zero, each under its name."""
     known = [entry.estimate for entry in entries]
     ends = [end for each in known for end in (each.value, each.low, each.high) if end is not None]
     canvas = Canvas(

@@ -1,8 +1,8 @@
 """Playground: run a job's base model, checkpoints and final model on one prompt, side by side.
 
 Answers stream in. With a row of the dataset and a grader they are graded at once, by the graders of
-the training. Where the job has tools they are called, and the model goes on with what they answer,
-as in a rollout. To run models on many rows, use `rftkit.evals`.
+the training. If the job has tools, they are called, and the model continues as in a rollout. To run
+models on many rows, use `rftkit.evals`.
 """
 
 from __future__ import annotations

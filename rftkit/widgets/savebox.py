@@ -38,7 +38,7 @@ class Saver:
         """Write the text.
 
         Raises:
-            InputError: another text stands there and `replace` is False, or it cannot be written.
+            InputError: another text is there and `replace` is False, or it cannot be written.
         """
         if not replace and self.replaces(path, text):
             raise InputError(

@@ -1,9 +1,9 @@
 """Branches: a job that continues from a kept state of another one, optimizer included.
 
-What the request leaves out of grader, response format and seed is the other job's. The state is
-linked into the new job's folder before the job exists, so that the other job may go on, and drop
-it. Steps are counted on from there. Not here: which states a job keeps (`training.journal`), and
-how training continues (`training.loop`).
+Grader, response format and seed are the other job's unless the request has its own. The state is
+linked into the new job's folder before the job exists, so that the other job may continue and drop
+it. Step numbers continue from that step. Not here: which states a job keeps (`training.journal`),
+and how training continues (`training.loop`).
 """
 
 from __future__ import annotations

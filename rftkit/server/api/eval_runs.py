@@ -74,7 +74,7 @@ class KeptChats(Body):
 
 
 class KeptResponses(Body):
-    """The source `responses`: responses that were kept."""
+    """The source `responses`: responses that the platform has stored."""
 
     type: Literal["responses"]
     created_after: Seconds | None = None

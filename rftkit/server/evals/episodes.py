@@ -1,4 +1,4 @@
-"""Episodes of an eval run: items whose model calls tools, reads what they answer and goes on.
+"""Episodes of an eval run: items whose model calls tools, reads what they answer and continues.
 
 The calls are those of a job with tools, or of servers that the request names among the tools of its
 `sampling_params`. They are made as in a validation (`training.environment`), and the worker gets

@@ -320,7 +320,7 @@ class Gate:
             if not key or not await asyncio.to_thread(self._platform.store.check_api_key, key):
                 self._wrong_keys.note(client)
                 body = wire.error_body(
-                    "Incorrect API key provided. This server wants the key it was started with "
+                    "Incorrect API key provided. This server expects the key it was started with "
                     "(RFTKIT_API_KEY, or the file api-key in its home): OpenAI(api_key=…) or "
                     "OPENAI_API_KEY.",
                     code="invalid_api_key",

@@ -13,7 +13,7 @@ Part = Literal["sampling", "training", "eval"]
 
 
 class Clock:
-    """Seconds of one step at a time."""
+    """Measures how long the parts of a step take, one step at a time."""
 
     def __init__(self) -> None:
         self.start()

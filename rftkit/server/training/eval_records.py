@@ -203,12 +203,12 @@ def make_job_eval(store: Store, job: Job) -> Eval:
 def record_validation(
     store: Store, job: Job, step: int, model: str, samples: Sequence[tuple[GradedSample, Grade]]
 ) -> EvalRun:
-    """Keep one validation of a job as the finished run "Step N"; the same step again is one run.
+    """Store one validation of a job as the finished run "Step N", once for each step.
 
     When grades that had failed were given again, the run gets new items.
 
     Args:
-        store: where.
+        store: of the platform.
         job: with its `eval_id`.
         step: 0 is the baseline.
         model: the name of what was sampled.

@@ -174,7 +174,7 @@ class Journal:
 
     @property
     def branch(self) -> Path | None:
-        """The state of another job that this one starts from; None when it starts by itself."""
+        """The state of another job that this one continues; None if it continues none."""
         folder = self.folder / "branch"
         return folder if folder.is_dir() else None
 

@@ -75,7 +75,7 @@ def _parts(run: AnyRun, kind: str, groups: list[Group]) -> Iterator[tuple[str, l
 
 
 def _lacks_grades(groups: Sequence[Group]) -> bool:
-    """Whether a grader failed; an episode that its tools broke off has no grade for good."""
+    """Whether a grader failed; an episode that its tools broke off can never get a grade."""
     return any(
         each.latest.outcome == "failed" and each.completion.failure is None
         for group in groups

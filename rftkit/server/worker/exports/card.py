@@ -73,7 +73,7 @@ def failure_note(report: Mapping[str, Any]) -> str:
         [
             "# This export is not the model",
             "",
-            "It was loaded again and answers otherwise than the platform does, by more than "
+            "It was loaded again and answers differently from the platform, by more than "
             "rounding or quantization explain:",
             "",
             *problems,

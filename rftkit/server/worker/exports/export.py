@@ -1,8 +1,8 @@
 """Export a model and check it: write the folder, load it again with the user's tool, compare.
 
-What could not be checked, for want of a package, is reported as not checked. A folder that is not
-the model keeps its files and gets EXPORT_FAILED.md: whoever fetches it sees the mark. `api.weights`
-sends the folder to the client.
+What could not be checked because a package is missing is reported as not checked. A folder that is
+not the model keeps its files and gets EXPORT_FAILED.md, which whoever fetches it sees.
+`api.weights` sends the folder to the client.
 """
 
 from __future__ import annotations

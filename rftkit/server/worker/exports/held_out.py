@@ -60,7 +60,7 @@ def held_out(source: Source, num: int) -> HeldOut:
         Row({"messages": [{"role": "user", "content": text}]}, line)
         for line, text in enumerate(QUESTIONS, start=1)
     ]
-    return HeldOut(_some(rows, num), "fixed questions, for want of rows", max_tokens, None)
+    return HeldOut(_some(rows, num), "fixed questions, because there are no rows", max_tokens, None)
 
 
 def _rows(source: Source, job: Job, param: str) -> list[Row]:

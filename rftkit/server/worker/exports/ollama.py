@@ -1,9 +1,10 @@
 """The `Modelfile` for Ollama: the file, the chat template in Ollama's form, and the end tokens.
 
-Ollama has its own template language and guesses a template when none is given. Here it is derived:
-what the model's own template writes around each message, as far as it writes every message alike,
-is found by rendering chats with marks in them. The result is checked by rendering chats both ways;
-where that fails the Modelfile has no template and says so. Not tried with Ollama itself.
+Ollama has its own template language, and guesses a template when none is given. This module derives
+one: it renders chats whose contents are marks, and reads what the model's own template writes
+around them. That works for templates that write every message in the same way, so the result is
+checked by rendering chats with both; where they differ, the Modelfile has no template and says so.
+This was not tried with Ollama itself.
 """
 
 from __future__ import annotations
