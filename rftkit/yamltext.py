@@ -1,7 +1,7 @@
 """YAML that a user or another tool wrote, read as plain values: no tag makes an object.
 
 It refuses a key that appears twice in a mapping (readers silently keep only the last one), and
-aliases by which a few lines stand for more values than memory holds. Not here:
+aliases that expand a few lines to more values than memory holds. Not here:
 JSON (`strictjson`), and what the values mean.
 """
 

@@ -115,17 +115,19 @@ def list_evals(
     """List evals and local runs, or the runs of one job or eval."""
     from rftkit import connect
     from rftkit.evals import runs, saved_runs
+    from rftkit.views.facts import moment
 
     if name is not None:
         found = [_run_line(each.run, each.num_items) for each in runs.find_runs(connect(), name)]
         show(found, table(found), as_json)
         return
     made = [_run_line(each.run, len(each.columns["row"])) for each in saved_runs.kept_runs()]
-    listed = [] if here else [
+    listed: list[dict[str, Any]] = [] if here else [
         {"eval": each.id, "name": each.name, "created_at": each.created_at}
         for each in connect().evals.list(limit=100, order="desc")
     ]  # fmt: skip
-    text = "\n\n".join(["evals", table(listed)]) + "\n\n" if not here else ""
+    dated = [{**each, "created_at": moment(each["created_at"])} for each in listed]
+    text = f"evals\n\n{table(dated)}\n\n" if not here else ""
     show({"evals": listed, "made_here": made}, f"{text}made here\n\n{table(made)}", as_json)
 
 

@@ -26,6 +26,7 @@ from rftkit.datasets.forms import answers_in
 from rftkit.datasets.rowfile import Rows
 from rftkit.datasets.rowlines import batched
 from rftkit.examples import text_of
+from rftkit.fingerprints import BASES
 from rftkit.jsontext import parse_json
 from rftkit.rows import Row
 from rftkit.wording import counted
@@ -243,7 +244,7 @@ def _folder(model: str) -> Path | None:
     places: list[Path] = []
     if Path(base).name == base:
         places += sorted((home / "models").glob(f"{glob.escape(base)}-v*"), reverse=True)
-    if isinstance(added := _kept("bases.json").get(base), str):
+    if isinstance(added := _kept(BASES).get(base), str):
         places.append(home / added)
     if (remote := _kept("tinker.json")).get("model") and _tinker_name(remote) == base:
         places.append(home / str(remote.get("tokenizer")))

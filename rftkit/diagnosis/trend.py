@@ -1,13 +1,14 @@
 """Whether a figure rises from step to step: a test that may be repeated after every step.
 
-If a job's figure does not change, only chance orders its values: they are exchangeable. Then
-the rank of each new value among all values so far is uniform, and independent of the ranks before
-(Rényi 1962). So is the share p of values that are larger, with equal ones, the new one included,
-counted by a uniform number. The test bets on small p. A bet of 1 becomes k·p^(k-1), which is 1 on
-average, so the capital of any series of bets grows only by luck: with probability of at most 1 in c
-it is ever above c times its start, however long the job runs (Ville's inequality; Vovk, Gammerman
-and Shafer, "Algorithmic Learning in a Random World", 2022, chapter 8). The uniform numbers are
-drawn from the number of the value alone, so a replayed job has the same capital.
+If a job's figure does not change, only chance orders its values: they are exchangeable. Then the
+rank of each new value among all values so far is uniform, and independent of the ranks before
+(Rényi 1962). So is p, the share of values that are larger than the new one, where values equal to
+it, itself among them, count by a random fraction. The test bets on small p. A bet of 1 becomes
+k·p^(k-1), which is 1 on average, so the capital of any series of bets grows only by luck: with
+probability of at most 1 in c it is ever above c times its start, however long the job runs (Ville's
+inequality; Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2022, chapter 8).
+The uniform numbers are drawn from the number of the value alone, so a replayed job has the same
+capital.
 
 The capital is divided: among powers k, and among the steps, each part waiting for its own step, so
 that a rise which begins late is found too. Not here: figures and how large a rise must be to matter

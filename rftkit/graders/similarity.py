@@ -9,7 +9,7 @@ needs an embedding call (see `leaves`).
 | fuzzy_match | `rapidfuzz.fuzz.ratio` / 100: normalised Indel similarity, characters, case counts |
 | bleu | `nltk` sentence BLEU-4, split on blanks, case counts, smoothing method 1 (0.1 for an empty order); fewer than four tokens: as many orders as tokens |
 | gleu | `nltk` sentence GLEU (Google BLEU), orders 1 to 4, split on blanks, case counts |
-| meteor | `nltk` METEOR (alpha 0.9, beta 3, gamma 0.5), lower case, stages in `METEOR_STAGES`: there is no WordNet stage, so no corpus is needed and the number is the same everywhere |
+| meteor | `nltk` METEOR (alpha 0.9, beta 3, gamma 0.5), lower case, exact words and Porter stems: there is no WordNet stage, so no corpus is needed and the number is the same everywhere |
 | rouge_1 … rouge_5 | `rouge-score` F1 of n-grams, no stemming; its tokens are lower-case `[a-z0-9]+`, so text in other scripts scores 0 |
 | rouge_l | the same tokens, F1 of the longest common subsequence, which `rapidfuzz` finds in linear memory (`rouge-score` builds a table of all pairs) |
 """  # noqa: E501  (a table row is one line)
@@ -22,11 +22,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["METEOR_STAGES", "METRICS", "Metric", "metric"]
+__all__ = ["METRICS", "Metric", "metric"]
 
 Metric = Callable[[str, str], float]
-
-METEOR_STAGES = ("exact", "porter_stem")
 
 
 def metric(name: str) -> Metric:

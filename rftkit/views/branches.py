@@ -1,4 +1,4 @@
-"""The tree of a job and its branches, compared: what each changed, and what came of it.
+"""The tree of a job and its branches, compared: what each changed, and how it ended.
 
 The branches come from `rftkit.jobs.family`.
 """

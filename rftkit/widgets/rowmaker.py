@@ -28,6 +28,7 @@ from rftkit.datasets.writing import refuse_existing
 from rftkit.errors import InputError
 from rftkit.views.markup import Html, html, join, wrap
 from rftkit.views.rows import row_in_full
+from rftkit.widgets.launchform import wide
 from rftkit.widgets.panel import Panel
 
 if TYPE_CHECKING:
@@ -152,20 +153,20 @@ class RowMaker(Panel):
     def _build(self) -> Sequence[ipywidgets.Widget]:
         names = self._names()
         self._prompt = ipywidgets.Textarea(
-            description="Prompt", continuous_update=False, rows=3, **_wide()
+            description="Prompt", continuous_update=False, rows=3, **wide("6rem")
         )
         self._answers = ipywidgets.SelectMultiple(
-            options=names, description="Answer", rows=min(8, len(names)), **_wide()
+            options=names, description="Answer", rows=min(8, len(names)), **wide("6rem")
         )
         self._system = ipywidgets.Textarea(
-            description="Instructions", continuous_update=False, rows=2, **_wide()
+            description="Instructions", continuous_update=False, rows=2, **wide("6rem")
         )
-        self._path = ipywidgets.Text(description="File", continuous_update=False, **_wide())
+        self._path = ipywidgets.Text(description="File", continuous_update=False, **wide("6rem"))
         self._folder = ipywidgets.Text(
             description="Split into",
             placeholder="a folder for train, valid and test rows; empty for none",
             continuous_update=False,
-            **_wide(),
+            **wide("6rem"),
         )
         self._go = self._button("Write the rows", self._press_write, button_style="primary")
         self._top, self._view, self._done = self._html(), self._html(), self._html()
@@ -199,9 +200,3 @@ class RowMaker(Panel):
             said += f"; {made.num_refused:,} left out: {made.refused[0]}"
         said += self.split_words
         self._done.value = wrap(html('<p class="rk-good" role="status">{}</p>', said))
-
-
-def _wide() -> dict[str, Any]:
-    """A new layout for each control, because a closed panel closes its layouts."""
-    layout = ipywidgets.Layout(width="100%", max_width="46rem")
-    return {"style": {"description_width": "6rem"}, "layout": layout}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,6 +126,15 @@ def test_grade_fails_when_a_grade_failed(run: Run, files: Path) -> None:
     done = run("grade", files / "grader.json", files / "a.jsonl")
     assert done.status == 1
     assert "invalid_variable_error" in done.out
+
+
+def test_evals_are_listed_with_the_date_of_their_making(run: Run, served: Served) -> None:
+    record = served.platform.store.add_eval([], {"type": "custom", "item_schema": {}}, name="mine")
+    seconds = json.loads(run("eval", "list", "--json").out)["evals"][0]["created_at"]
+    shown = run("eval", "list").out
+    assert record.id in shown
+    assert f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC" in shown
+    assert str(seconds) not in shown
 
 
 def test_a_job_from_files_to_its_end(run: Run, files: Path, served: Served) -> None:

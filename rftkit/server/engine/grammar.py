@@ -172,8 +172,8 @@ class Grammars:
         sampled_G_T: Sequence[Sequence[bool]],
         thinking: Thinking | None = None,
     ) -> Masks:
-        """The same for episodes: each stretch of sampled tokens is a turn; other tokens have no
-        mask.
+        """The masks of an episode: each stretch of sampled tokens is a turn; other tokens have
+        none.
         """
         texts = [token for tokens in tokens_G_T for token in tokens]
         is_sampled = np.concatenate([np.asarray(each, np.bool_) for each in sampled_G_T])

@@ -301,7 +301,6 @@ class PairStats:
     """Share of pairs whose preferred answer has the higher reward; a tie counts as wrong."""
     accuracy: float
     """Share of tokens of preferred answers that were the most likely ones."""
-    num_pairs: int
     num_tokens: int
     """Trained ones, of both sides."""
     grad_norm: float | None = None

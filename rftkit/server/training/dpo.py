@@ -16,7 +16,6 @@ from rftkit.server.training import offline
 from rftkit.server.training.batches import epoch_rows
 from rftkit.server.training.context import OfflineRun
 from rftkit.server.training.encoding import Encoded, pair_of
-from rftkit.server.training.loop import naming_lines
 from rftkit.server.training.offline import (
     Measured,
     Valid,
@@ -25,7 +24,6 @@ from rftkit.server.training.offline import (
     report,
     step_message,
 )
-from rftkit.server.training.schedule import learning_rate
 
 __all__ = [
     "baseline",
@@ -105,13 +103,11 @@ def _remember(run: OfflineRun, record: dict[str, Any]) -> None:
 
 
 def update(run: OfflineRun, step: int, batch: Sequence[Encoded]) -> Measured:
-    """Make one optimizer update; return what was measured before it."""
-    settings = run.plan.train_settings(learning_rate(run.plan, step))
+    """One optimizer update, on the pairs of the rows."""
     lines = [each.line for each in batch]
-    with naming_lines(step, lines), run.clock.part("training"):
-        measured = _measure(run, batch, run.references, settings)
-    run.trained_tokens += sum(each.num_tokens for each in batch)
-    return measured
+    return offline.updated(
+        run, step, batch, lines, lambda how: _measure(run, batch, run.references, how)
+    )
 
 
 def validate(run: OfflineRun, step: int) -> Valid | None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rftkit.server.engine.values import TrainSettings
 from rftkit.server.training import metrics, sampling
 from rftkit.server.training.budgets import check_core_seconds, check_validation
 from rftkit.server.training.checkpoints import keep_checkpoint
@@ -24,6 +25,7 @@ from rftkit.server.training.context import OfflineRun
 from rftkit.server.training.encoding import Encoded
 from rftkit.server.training.loop import (
     account_for_judges,
+    naming_lines,
     publish,
     save_state,
     stop_if_requested,
@@ -43,6 +45,7 @@ __all__ = [
     "last_metrics",
     "report",
     "step_message",
+    "updated",
     "validated",
 ]
 
@@ -129,6 +132,23 @@ def validated(
                 full = measure(run.valid_examples)
     groups = graded_answers(run, step) if is_whole and run.is_graded else None
     return Valid(batch, full, groups)
+
+
+def updated(
+    run: OfflineRun,
+    step: int,
+    batch: Sequence[Encoded],
+    lines: Sequence[int],
+    measure: Callable[[TrainSettings], Measured],
+) -> Measured:
+    """Make one optimizer update; return what was measured before it. `lines` has the row of each
+    text that the engine sees.
+    """
+    settings = run.plan.train_settings(learning_rate(run.plan, step))
+    with naming_lines(step, lines), run.clock.part("training"):
+        measured = measure(settings)
+    run.trained_tokens += sum(each.num_tokens for each in batch)
+    return measured
 
 
 def _valid_batch(run: OfflineRun) -> list[Encoded]:

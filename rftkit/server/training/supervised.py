@@ -14,7 +14,6 @@ from rftkit.server.training import offline
 from rftkit.server.training.batches import epoch_rows
 from rftkit.server.training.context import OfflineRun
 from rftkit.server.training.encoding import Encoded
-from rftkit.server.training.loop import naming_lines
 from rftkit.server.training.offline import (
     Measured,
     Valid,
@@ -24,7 +23,6 @@ from rftkit.server.training.offline import (
     report,
     step_message,
 )
-from rftkit.server.training.schedule import learning_rate
 
 __all__ = [
     "baseline",
@@ -62,13 +60,9 @@ def gather(run: OfflineRun, step: int) -> list[Encoded]:
 
 
 def update(run: OfflineRun, step: int, batch: Sequence[Encoded]) -> Measured:
-    """Make one optimizer update; return what was measured before it."""
-    settings = run.plan.train_settings(learning_rate(run.plan, step))
+    """One optimizer update, on every answer of the rows."""
     lines = [each.line for each in batch for _ in each.texts]
-    with naming_lines(step, lines), run.clock.part("training"):
-        measured = _measure(run, batch, settings)
-    run.trained_tokens += sum(each.num_tokens for each in batch)
-    return measured
+    return offline.updated(run, step, batch, lines, lambda how: _measure(run, batch, how))
 
 
 def validate(run: OfflineRun, step: int) -> Valid | None:

@@ -182,7 +182,6 @@ class _Sums:
             non_preferred_reward=self.non_preferred / num,
             reward_accuracy=self.wins / num,
             accuracy=self.right / tokens,
-            num_pairs=num,
             num_tokens=tokens + others,
             grad_norm=self.norm,
         )
