@@ -72,7 +72,7 @@ def named_jobs(runs: Sequence[Run]) -> dict[str, str]:
 
 
 def settings_and_seeds(runs: Sequence[Run]) -> list[tuple[str, Any]]:
-    """The setting and the seed of each run's job; jobs that differ only in the seed share the first.
+    """The setting and seed of each run's job; jobs that differ only in the seed share a setting.
 
     Where nothing but the seed differs, the setting is "". A job that nothing distinguishes from
     another is a setting of its own.
