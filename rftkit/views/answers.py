@@ -30,7 +30,15 @@ from rftkit.views.markup import (
 )
 from rftkit.views.textdiff import difference
 
-__all__ = ["SAME", "answers", "grade_notes", "judged_lines", "one_row", "reward_of"]
+__all__ = [
+    "SAME",
+    "answers",
+    "change_verdict",
+    "grade_notes",
+    "judged_lines",
+    "one_row",
+    "reward_of",
+]
 
 SAME = 0.005
 """Rewards closer than this count as the same."""
@@ -82,7 +90,7 @@ def _card(index: int, title: str, row: dict[str, Any], shared: list[dict[str, An
     (_, first), (_, last) = sides[0], sides[-1]
     before, after = reward_of(first), reward_of(last)
     change = None if before is None or after is None else after - before
-    verdict, mark = _verdict(change, alone=len(sides) == 1)
+    verdict, mark = change_verdict(change, alone=len(sides) == 1)
     messages = row["item"]["messages"]
     keys = join(
         html(' data-{}="{}"', key, "" if value is None else round(value, 6))
@@ -131,8 +139,9 @@ def _beside(sides: Sequence[tuple[str, Answer]]) -> Html:
 _TONE = {"better": "rk-good", "worse": "rk-bad", "same": "", "not graded": "rk-warn", "graded": ""}
 
 
-def _verdict(change: float | None, *, alone: bool) -> tuple[str, str]:
-    if change is None:
+def change_verdict(change: float | None, *, alone: bool = False) -> tuple[str, str]:
+    """What a change of the reward is called, with a mark; `alone` is an answer without another."""
+    if change is None or missing(change):
         return "not graded", "? not graded"
     if alone:
         return "graded", ""

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rftkit.views.answers import SAME
+from rftkit.views.answers import change_verdict
 from rftkit.views.conversation import prompt, readable, reference, titles
 from rftkit.views.jumps import ROWS_ID, Jumps
 from rftkit.views.listing import disclosure, listing
@@ -186,16 +186,10 @@ def _graded(reward: float | None, passed: float | None) -> tuple[str, str]:
 
 
 def _verdict(change: float | None, fixed: bool, broken: bool) -> tuple[str, str]:
-    if missing(change) or change is None:
-        return "not graded", "? not graded"
-    if fixed or broken:
-        return ("fixed", f"▲ fixed {signed(change, 2)}") if fixed else (
-            "broken", f"▼ broken {signed(change, 2)}")  # fmt: skip
-    if abs(change) < SAME:
-        return "same", "= same"
-    if change > 0:
-        return "better", f"▲ better {signed(change, 2)}"
-    return "worse", f"▼ worse {signed(change, 2)}"
+    if change is None or missing(change) or not (fixed or broken):
+        return change_verdict(change)
+    name, mark = ("fixed", "▲") if fixed else ("broken", "▼")
+    return name, f"{mark} {name} {signed(change, 2)}"
 
 
 _TONE = {
