@@ -79,7 +79,7 @@ def test_long_answers_are_cut_so_that_every_step_is_there() -> None:
 
     assert len(shown) < 500_000
     assert len(re.findall('class="rk-card"', shown)) == STEPS
-    assert "more)" in shown
+    assert "more characters)" in shown
 
 
 def test_steps_that_were_not_read_are_counted() -> None:
