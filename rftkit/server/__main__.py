@@ -26,7 +26,7 @@ from rftkit.hyperparameters import ENGINES
 from rftkit.jsontext import parse_json
 from rftkit.safetext import printable, redacted
 from rftkit.server.engine.tinker.remote import Remote, forget_remote, keep_remote, remote_of
-from rftkit.wholefile import unwritable, write_whole
+from rftkit.wholefile import temporary_problem, unwritable, write_whole
 
 __all__ = ["main"]
 
@@ -61,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rftkit.server: {error}", file=sys.stderr)
         return 1
     except (OSError, sqlite3.Error) as error:  # while it starts or stops
-        logging.getLogger("rftkit.server").exception("the server stops")
+        if temporary_problem(error) is None:  # a full disk needs no traceback
+            logging.getLogger("rftkit.server").exception("the server stops")
         print(f"rftkit.server: {unwritable(home, error)}", file=sys.stderr)
         return 1
     return 0

@@ -304,3 +304,22 @@ def test_of_two_servers_started_at_once_one_ends_before_it_loads_anything(own_ho
 def test_a_server_that_fails_to_start_leaves_no_record(home: Path) -> None:
     assert serve(home, "--host", "0.0.0.0").returncode == 1
     assert not (home / "server.json").exists()
+
+
+def test_a_disk_that_is_full_while_the_server_starts_is_said_without_a_traceback(
+    home: Path,
+) -> None:
+    program = (
+        "import errno, os, sys\n"
+        "from rftkit.server import __main__ as server\n"
+        "from rftkit.server.http import serving\n"
+        "def serve(home, options):\n"
+        "    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "serving.serve = serve\n"
+        "sys.exit(server.main(['--home', sys.argv[1]]))\n"
+    )
+    command = [sys.executable, "-c", program, str(home)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "is full" in done.stderr
+    assert "Traceback" not in done.stderr

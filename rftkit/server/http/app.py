@@ -62,7 +62,7 @@ from rftkit.server.inference.judge import embedding_call, judge_call
 from rftkit.server.inference.platform import Platform
 from rftkit.server.inference.worker_process import STOPPING, UNAVAILABLE, ChatError
 from rftkit.server.store import wire
-from rftkit.wholefile import is_full
+from rftkit.wholefile import has_no_room, is_full
 
 __all__ = ["MAX_JSON_BYTES", "create_app"]
 
@@ -167,6 +167,8 @@ async def _health(platform: PlatformDep, request: Request) -> Reply:
         idle_seconds = await asyncio.to_thread(platform.idle_seconds)
     except sqlite3.Error as error:
         problems.append(f"the database cannot be read ({error})")
+    if platform.home is not None and has_no_room(platform.home):
+        problems.append("the disk of the home folder is full: jobs and runs wait for free space")
     health: dict[str, Any] = {"status": "degraded" if problems else "ok", "version": VERSION}
     is_near = request.client is None or request.client.host in NEAR
     if is_near and "x-forwarded-for" not in request.headers:  # not a proxy on this machine

@@ -10,6 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -232,6 +233,17 @@ def test_why_the_database_cannot_be_used_is_told_apart(
     answer = served.http.get("/v1/fine_tuning/jobs")
     assert answer.status_code == 503
     assert words in answer.json()["error"]["message"]
+
+
+def test_health_tells_of_a_full_disk(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.platform.home = tmp_path
+    assert served.http.get("/health").json()["status"] == "ok"
+    monkeypatch.setattr("rftkit.server.http.app.has_no_room", lambda home: True)
+    health = served.http.get("/health").json()
+    assert health["status"] == "degraded"
+    assert "disk of the home folder is full" in health["problems"][0]
 
 
 @pytest.mark.parametrize("where", ["keep_answer", "add_response"])
