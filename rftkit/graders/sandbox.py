@@ -376,9 +376,10 @@ class _Worker:
     def _quota_is_spent(self) -> str | None:
         """Report a full scratch folder, even when the source hides the kernel's refusal."""
         with contextlib.suppress(OSError):
-            space = os.statvfs(f"/proc/{self._running()}/root{self._scratch}")
-            # the scratch folder is a mount of that size
-            if space.f_blocks * space.f_frsize <= self._limits.scratch_bytes:
+            place = f"/proc/{self._running()}/root{self._scratch}"
+            space = os.statvfs(place)
+            # a process that starts has not mounted its folder yet, and sees the disk of TMPDIR
+            if os.stat(place).st_dev != os.stat(self._scratch).st_dev:
                 if not space.f_bavail:
                     return f"more than {self._limits.scratch_bytes} bytes of scratch files"
                 if not space.f_ffree:

@@ -12,11 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rftkit.graders import cgroups, processes
+from rftkit.graders import sandbox as sandbox_module
 from rftkit.graders.outcome import Fault
 from rftkit.graders.sandbox import Limits, Sandbox
 from rftkit.graders.watchdog import started_at
@@ -238,3 +240,14 @@ def test_a_process_that_cannot_be_started_leaves_nothing(
     assert all(process.returncode is not None for process in started)
     assert sandbox.grade({}, {}) == 1.0
     sandbox.close()
+
+
+def test_a_full_disk_of_temporary_files_is_not_taken_for_a_full_scratch_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process that starts still sees the disk outside; its own folder is mounted later."""
+    monkeypatch.setattr(
+        os, "statvfs", lambda path: SimpleNamespace(f_blocks=1, f_frsize=1, f_bavail=0, f_ffree=0)
+    )
+    starting = SimpleNamespace(_running=os.getpid, _scratch=str(tmp_path), _limits=Limits())
+    assert sandbox_module._Worker._quota_is_spent(starting) is None  # type: ignore[arg-type]
