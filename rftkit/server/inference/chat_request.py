@@ -30,6 +30,8 @@ __all__ = ["ChatBody", "Stop", "chat_request"]
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Stop = str | list[str]
+LEAST_TOP_P = 1e-9
+"""What `top_p` 0 means: only the likeliest token, which is the first one and has more than this."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
@@ -60,7 +62,7 @@ class ChatBody(Body):
     messages: list[dict[str, Any]]
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     max_completion_tokens: Count | None = None
     max_tokens: Count | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -127,7 +129,7 @@ def chat_request(platform: Platform, body: ChatBody) -> ChatRequest:
         most_calls=use.most_calls,
         n=body.n or 1,
         temperature=1.0 if body.temperature is None else float(body.temperature),
-        top_p=1.0 if body.top_p is None else float(body.top_p),
+        top_p=1.0 if body.top_p is None else max(float(body.top_p), LEAST_TOP_P),
         max_tokens=body.max_completion_tokens or body.max_tokens,
         seed=body.seed,
         stop=tuple(stop),

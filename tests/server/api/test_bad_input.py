@@ -156,7 +156,7 @@ CHATS = [
      "messages[0].tool_calls[0]", "call functions only"),
     ({"temperature": 3}, "temperature", "found 3"),
     ({"temperature": "hot"}, "temperature", "found 'hot'"),
-    ({"top_p": 0}, "top_p", "found 0"),
+    ({"top_p": -1}, "top_p", "found -1"),
     ({"n": 0}, "n", "found 0"),
     ({"max_completion_tokens": 0}, "max_completion_tokens", "found 0"),
     ({"top_logprobs": 3}, "top_logprobs", "needs `logprobs`"),

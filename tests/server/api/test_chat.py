@@ -34,6 +34,18 @@ def test_every_parameter_reaches_the_worker(served: Served) -> None:
     ]  # fmt: skip
 
 
+def test_a_top_p_of_zero_takes_the_likeliest_token_everywhere(served: Served) -> None:
+    served.client.chat.completions.create(model=MODEL, messages=USER, top_p=0)
+    served.client.responses.create(model=MODEL, input="hi", top_p=0)
+    judge = {
+        "type": "score_model", "name": "j", "model": MODEL, "sampling_params": {"top_p": 0},
+        "input": [{"role": "user", "content": "rate"}],
+    }  # fmt: skip
+    body = {"grader": judge, "model_sample": "x", "item": {}}
+    served.http.post("/v1/fine_tuning/alpha/graders/run", json=body)
+    assert [0 < request["top_p"] < 1e-6 for request in served.link.requests] == [True] * 3
+
+
 def test_an_answer_has_the_known_shape(served: Served) -> None:
     served.link.say = lambda request: {"text": "abcd", "stop_reason": "length", "tokens": 4,
                                        "reasoning_tokens": 1}  # fmt: skip
