@@ -47,17 +47,19 @@ def pauses_for_training(run: AnyRun, step: int, groups: Sequence[Group]) -> bool
     return is_over
 
 
-def failures_before(run: AnyRun, done: int) -> list[tuple[int, int]]:
+def failures_before(run: RftRun, done: int) -> list[tuple[int, int]]:
     """The counts of the last steps up to `done`, from their events: a restart forgets none, so that
-    a step that is replayed pauses only where it paused.
+    a step that is replayed pauses only where it paused. Events of older programs have failures
+    only.
     """
+    num = run.plan.batch_size * run.plan.completions_per_prompt
     found = []
     for step in range(done + 2 - BUDGET_STEPS, done + 1):
         event = run.store.event(run.job.id, f"step-{step}")
         learning = ((event.data if event else None) or {}).get("learning", {})
         if "failed_grades" in learning:
             failed = learning["failed_grades"]
-            found.append((failed, failed + learning["num_graded"]))
+            found.append((failed, failed + learning.get("num_graded", num - failed)))
     return found
 
 

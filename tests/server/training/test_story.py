@@ -645,6 +645,41 @@ def test_a_pause_repeats_nothing(world: World) -> None:
     assert world.final(done) == world.final(calm)
 
 
+OLDER = {
+    "flat_groups", "truncated_share", "failed_grades", "learning_rate", "loss", "entropy", "kl",
+    "clip_fraction", "grad_norm", "valid_truncated_share", "valid_failed_grades",
+}  # fmt: skip
+"""Figures of `learning` that metric events had in the first versions."""
+
+
+def test_a_job_that_an_older_program_began_continues(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It failed with a KeyError: events did not report how many answers were graded."""
+    wanted = world.final(world.train(world.add_job()))
+    job, real, taken = world.add_job(), world.engine.train_step, 0
+
+    def train_step(*arguments: Any, **options: Any) -> StepStats:
+        nonlocal taken
+        taken += 1
+        if taken == 5:
+            raise Killed
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.engine, "train_step", train_step)
+        with pytest.raises(Killed):
+            world.train(job)
+    for event in world.store.events(job.id, limit=1000)[0]:
+        if event.type == "metrics" and event.data is not None:
+            learning = {k: v for k, v in event.data["learning"].items() if k in OLDER}
+            data = {k: v for k, v in event.data.items() if k not in ("watch", "answers")}
+            world.store.revise_event(event.id, event.message, {**data, "learning": learning})
+    done = world.train(world.store.job(job.id))
+    assert done.status == "succeeded", done.error
+    assert world.final(done) == wanted
+
+
 def of_alarms(world: World, job: Job) -> Any:
     """What a job's events have of alarms: figures by step, evidence, and events by their step."""
     events = world.store.events(job.id, limit=1000)[0][::-1]
