@@ -115,20 +115,18 @@ def list_evals(
     """List evals and local runs, or the runs of one job or eval."""
     from rftkit import connect
     from rftkit.evals import runs, saved_runs
-    from rftkit.views.facts import moment
 
     if name is not None:
         found = [_run_line(each.run, each.num_items) for each in runs.find_runs(connect(), name)]
-        show(found, table(found), as_json)
+        show(found, _listed(found), as_json)
         return
     made = [_run_line(each.run, len(each.columns["row"])) for each in saved_runs.kept_runs()]
     listed: list[dict[str, Any]] = [] if here else [
         {"eval": each.id, "name": each.name, "created_at": each.created_at}
         for each in connect().evals.list(limit=100, order="desc")
     ]  # fmt: skip
-    dated = [{**each, "created_at": moment(each["created_at"])} for each in listed]
-    text = f"evals\n\n{table(dated)}\n\n" if not here else ""
-    show({"evals": listed, "made_here": made}, f"{text}made here\n\n{table(made)}", as_json)
+    text = "\n\n".join(["evals", _listed(listed)]) + "\n\n" if not here else ""
+    show({"evals": listed, "made_here": made}, f"{text}made here\n\n{_listed(made)}", as_json)
 
 
 @eval_app.command("show")
@@ -212,8 +210,15 @@ def _show_runs(samples: Samples, as_json: bool) -> None:
 
 
 def _run_line(run: Any, num_items: int | None) -> dict[str, Any]:
-    fields = {name: getattr(run, name) for name in ("id", "label", "status", "model")}
+    fields = {name: getattr(run, name) for name in ("id", "label", "status", "model", "created_at")}
     return {**fields, "samples": num_items}
+
+
+def _listed(lines: Sequence[dict[str, Any]]) -> str:
+    """A table for people, who read dates; programs get the seconds."""
+    from rftkit.views.facts import moment
+
+    return table([{**line, "created_at": moment(line["created_at"])} for line in lines])
 
 
 def _comparison_text(found: Comparison) -> str:

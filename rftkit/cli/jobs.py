@@ -235,6 +235,7 @@ def list_jobs(
     from itertools import islice
 
     from rftkit import connect
+    from rftkit.views.facts import moment
 
     page = connect().fine_tuning.jobs.list(limit=min(limit, 100))
     found = [job.to_dict(warnings=False) for job in islice(page, limit)]
@@ -245,7 +246,11 @@ def list_jobs(
         "model": "model",
         "fine_tuned_model": "fine_tuned_model",
     }
-    lines = [{name: job.get(key) for name, key in columns.items()} for job in found]
+    lines = [
+        {**{name: job.get(key) for name, key in columns.items()},
+         "created_at": moment(job.get("created_at"))}
+        for job in found
+    ]  # fmt: skip
     show(found, table(lines), as_json)
 
 
@@ -255,6 +260,7 @@ def show_job(job_id: JobId = "", as_json: Json = False) -> None:
     from dataclasses import asdict
 
     from rftkit import connect, jobs
+    from rftkit.views.facts import moment
 
     client = connect()
     job_id = jobs.find(client, job_id)
@@ -271,6 +277,8 @@ def show_job(job_id: JobId = "", as_json: Json = False) -> None:
         "validation_file",
     )
     lines = [f"{name:<17}{wire.get(name)}" for name in facts]
+    times = ("created_at", "finished_at")
+    lines += [f"{name:<17}{moment(wire[name])}" for name in times if wire.get(name)]
     lines += [f"{'error':<17}{jobs.error_of(job)}"] if jobs.error_of(job) else []
     # warnings and errors are always shown
     early = [event for event in events[:-10] if event["level"] != "info"]

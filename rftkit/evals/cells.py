@@ -78,9 +78,10 @@ def make_cells(samples: Samples) -> Cells:
 
 
 def scores(samples: Samples, grader: str) -> Array:
-    """Scores of one grader, (samples,): 0 for an unscorable answer, nan where it failed.
+    """Scores of one grader, (samples,): nan where it failed.
 
-    The same rule as `rftkit.evals.score`: an answer that could not be read earns nothing.
+    The local platform scores an unscorable answer with the grader's lowest reward; where a service
+    gives it no score, it counts as 0. The means of a job's metric events follow the same rule.
     """
     import numpy as np
 

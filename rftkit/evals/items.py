@@ -122,9 +122,11 @@ class _Reader:
         results = [each for each in item.get("results") or [] if isinstance(each, dict)]
         scores, combined, flags = _results(results)
         error = error_text(sample.get("error"))
-        unscorable = error is None and any(flag in flags for flag in _SAMPLE_AT_FAULT)
         known = [score for score in scores.values() if score is not None]
         is_combined = any(_is_combined(each) for each in results)
+        has_failed = is_combined and combined is None  # a part of the grader, whatever the others
+        is_readable = not any(flag in flags for flag in _SAMPLE_AT_FAULT)
+        unscorable = error is None and not has_failed and not is_readable
         reward = combined if is_combined else known[0] if len(known) == len(scores) == 1 else None
         if unscorable and reward is None:
             reward = 0.0  # the floor of every grader without a range

@@ -31,8 +31,8 @@ def score(
 
     With the `answers` that were graded, `truncated` counts those that hit their token limit.
 
-    Failed grades are left out of the means. Unscorable answers count: with their floor reward, and
-    with 0 for a sub-grader that could not see them. A mean over nothing is None.
+    Failed grades are left out of the means. Unscorable answers count with their floor reward, and
+    in each sub-grader that could not read them with its lowest one. A mean over nothing is None.
     """
     counted = [grade for grade in grades if grade.outcome != "failed"]
     keys = list(dict.fromkeys(key for grade in counted for key in grade.sub_rewards))

@@ -80,6 +80,7 @@ class CompiledGrader:
         self.leaves = _leaves(spec)
         self.floor_reward = floor_reward
         """The reward of an unscorable sample."""
+        self._lowest = {key: types.lowest(part) for key, part in types.parts(spec).items()}
         self._scores, self._formula = scores, formula
         self._threads, self._closers = threads, closers
         self._grades_cut = grades_cut
@@ -290,6 +291,8 @@ class CompiledGrader:
         judged: Judged,
     ) -> Grade:
         failed = any(fault.outcome == "failed" for fault in faults.values())
+        if not failed:
+            rewards = {k: self._lowest[k] if v is None else v for k, v in rewards.items()}
         errors: dict[str, bool | str] = {}
         for fault in faults.values():
             errors = fault.errors | errors
@@ -307,7 +310,7 @@ class CompiledGrader:
         )
 
     def _unscorable(self, fault: Fault, start: float) -> Grade:
-        subs = dict.fromkeys(self._scores) if self._formula else {}
+        subs: dict[str, float | None] = {**self._lowest} if self._formula else {}
         return Grade(self.floor_reward, "unscorable", subs, fault.errors, perf_counter() - start)
 
 
@@ -378,7 +381,7 @@ def compile_grader(
         parsed,
         scores,
         formula,
-        floor_reward=parsed.get("range", [0.0])[0] if floor_reward is None else floor_reward,
+        floor_reward=types.lowest(parsed) if floor_reward is None else floor_reward,
         threads=max(num_threads(part["type"], context) for part in parts.values()),
         closers=context.closers,
         grades_cut=purpose == "eval",

@@ -151,7 +151,8 @@ class Grade:
     outcome: Outcome
     """Which of the three outcomes this is."""
     sub_rewards: dict[str, float | None] = field(default_factory=dict)
-    """Per key of a multi grader; None where that one gave no number. Else empty."""
+    """Per key of a multi grader. Of an unscorable answer, a part that could not read it has its
+    lowest reward; of a failed grade, a part without a number has None. Else empty."""
     errors: dict[str, bool | str] = field(default_factory=dict)
     """The flags that are set, with their details, by their wire names."""
     seconds: float = 0.0

@@ -309,7 +309,7 @@ def dead_leaves(spec: Mapping[str, Any], grades: Sequence[Grade]) -> list[str]:
     if spec["type"] != "multi":
         return []
     formula = compile_formula(spec["calculate_output"], parts)
-    floors = {key: float((part.get("range") or (0.0, 1.0))[0]) for key, part in parts.items()}
+    floors = {key: types.lowest(part) for key, part in parts.items()}
     tops = {key: float((part.get("range") or (0.0, 1.0))[1]) for key, part in parts.items()}
 
     def raises(key: str, rewards: Mapping[str, float | None]) -> bool:
@@ -319,7 +319,8 @@ def dead_leaves(spec: Mapping[str, Any], grades: Sequence[Grade]) -> list[str]:
         return False
 
     def tried(key: str) -> list[Grade]:
-        return [each for each in grades if each.sub_rewards.get(key) is not None]
+        known = [each for each in grades if each.outcome != "unscorable"]
+        return [each for each in known if each.sub_rewards.get(key) is not None]
 
     return [
         key

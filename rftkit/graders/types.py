@@ -31,6 +31,7 @@ __all__ = [
     "asks_judge",
     "calls_out",
     "compares_group",
+    "lowest",
     "parts",
     "pass_threshold",
     "spec_type",
@@ -342,6 +343,11 @@ def parts(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Key -> leaf; a grader that is not a multi is its own leaf, under the empty key."""
     found = spec.get("graders") if spec.get("type") == "multi" else None
     return dict(found) if isinstance(found, Mapping) else {"": dict(spec)}
+
+
+def lowest(spec: Mapping[str, Any]) -> float:
+    """The lowest reward of a grader, which an answer that cannot be scored gets."""
+    return float((spec.get("range") or (0.0, 1.0))[0])
 
 
 def pass_threshold(spec: Mapping[str, Any]) -> float:

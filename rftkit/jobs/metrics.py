@@ -142,7 +142,8 @@ def grader_frame(events: Iterable[Event]) -> pd.DataFrame:
     """One row per step and grader: mean rewards, their spread, and mean seconds per grade.
 
     `…_reward_spread` is the mean over groups of highest minus lowest, `…_flat_groups` the share of
-    groups without any; both are the local platform's own.
+    groups without any; both are the local platform's own. In its jobs, answers that a sub-grader
+    could not read count in each of these with its lowest reward.
     """
     fields = {
         "train_reward_mean": "scores",

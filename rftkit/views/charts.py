@@ -223,7 +223,8 @@ def _with_validations(
 ) -> Panel:
     """The validation line with the intervals of the comparison, and with links to its rows.
 
-    Of a grader also with its means: the job's own leave out answers that nothing could score.
+    Of a grader also with its means, so that point and interval are of the same answers: other
+    services, and jobs of earlier versions, leave out answers that nothing could score.
     """
     if found is None:
         return panel

@@ -323,10 +323,11 @@ def _formula(spec: Mapping[str, Any], grade: Mapping[str, Any]) -> Html:
     filled = re.sub(r"[^\W\d]\w*", value, formula)
     result = "no reward" if grade["outcome"] == "failed" else number(grade["reward"])
     return html(
-        '<h4>Formula</h4><p><code>{}</code><br><code class="rk-filled">{} = {}</code></p>',
+        '<h4>Formula</h4><p><code>{}</code><br><code class="rk-filled">{}</code></p>',
         formula,
-        filled,
-        result,
+        f"not scorable: {result}, the floor reward"
+        if grade["outcome"] == "unscorable"
+        else f"{filled} = {result}",
     )
 
 

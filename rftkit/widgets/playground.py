@@ -39,6 +39,8 @@ __all__ = ["Playground", "models_of"]
 DRAW_SECONDS = 0.1
 """Seconds between two drawings of an answer that streams in."""
 MAX_AT_ONCE = 8
+UNFINISHED = "! not finished: it was still being written or graded when this was saved"
+"""The state of an answer in a copy that does not change any more."""
 
 Answer = dict[str, Any]
 """`model`, `text`, `tool_calls`, `grade`, `seconds`, and `state` while it is not done. With tools
@@ -150,11 +152,19 @@ class Playground(Panel):
         return pd.DataFrame(rows)
 
     def to_html(self, *, max_bytes: int = 300_000) -> Html:
-        """The prompt, and the answers side by side."""
+        """The prompt, and the answers side by side, as far as they have come."""
+        return self._shown(
+            {
+                label: {**answer, "state": UNFINISHED} if _is_open(answer) else answer
+                for label, answer in self._answers.items()
+            }
+        )
+
+    def _shown(self, answers: dict[str, Answer]) -> Html:
         if self._asked is None:
             labels = ", ".join(self.chosen) or "no model"
             return views.note(f"Type a prompt or choose a row, then click Ask. Selected: {labels}.")
-        return views.one_row(self._asked, self._answers)
+        return views.one_row(self._asked, answers)
 
     # what it does
 
@@ -369,7 +379,7 @@ class Playground(Panel):
         if self._root is None or not (force or time.monotonic() - self._drawn_at > DRAW_SECONDS):
             return
         self._drawn_at = time.monotonic()
-        self._body.value = self.to_html()
+        self._body.value = self._shown(self._answers)
 
     # live
 
@@ -468,6 +478,11 @@ def models_of(client: OpenAI, job: dict[str, Any]) -> dict[str, str]:
     if final and final not in found.values():
         found["final"] = final
     return found
+
+
+def _is_open(answer: Answer) -> bool:
+    """Whether it is still being written or graded."""
+    return bool(answer.get("state")) and "error" not in answer
 
 
 def _all_calls(answer: Answer) -> list[dict[str, Any]]:

@@ -147,7 +147,11 @@ def test_a_job_from_files_to_its_end(run: Run, files: Path, served: Served) -> N
     job = json.loads(done.out)
     hyperparameters = job["method"]["reinforcement"]["hyperparameters"]
     assert (job["seed"], job["metadata"], hyperparameters["batch_size"]) == (5, {"team": "blue"}, 2)
-    assert job["id"] in run("job", "list").out
+    day = f"{datetime.now(UTC):%Y-%m-}"
+    listed = run("job", "list").out
+    assert job["id"] in listed
+    assert day in listed
+    assert day in run("job", "show", job["id"]).out
     assert json.loads(run("job", "list", "--json").out)[0]["id"] == job["id"]
 
     store = served.platform.store

@@ -204,6 +204,22 @@ def test_what_is_no_number_is_no_reward() -> None:
     assert (summary.num_failed, summary.reward.value, summary.reward.num_rows) == (5, 0.5, 1)
 
 
+def test_a_failed_part_is_no_zero_beside_one_that_could_not_read_the_answer(served: Served) -> None:
+    """The item has both errors; the reward of the multi grader, which is missing, decides."""
+    grader = {
+        "type": "multi", "name": "both", "calculate_output": "broken + reads",
+        "graders": {"broken": {**GRADER, "name": "broken", "reference": "{{item.nosuch}}"},
+                    "reads": {**GRADER, "name": "reads", "input": "{{sample.output_json.word}}"}},
+    }  # fmt: skip
+    job = served.create_job(method={"type": "reinforcement", "reinforcement": {"grader": grader}})
+    validate(served, job, 0, ["hi", "cut"])
+    samples = evals.fetch(served.client, job.id)
+    assert samples.frame["outcome"].tolist() == ["failed", "unscorable"]
+    assert samples.frame["reward"].fillna(-1).tolist() == [-1, 0]
+    [run] = evals.compare(samples).runs
+    assert run.graders["reads"].num_rows == 1, "that a failed grade was not read is no zero"
+
+
 def test_repeats_share_a_row_whatever_their_number() -> None:
     items = [item(0, {"g": s}, datasource_item_id=at) for at, s in enumerate((1.0, 0.0, 1.0))]
     samples = read(*items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -290,6 +291,13 @@ def test_the_commands(run: Any, served: Served, tmp_path: Path) -> None:
     listed = json.loads(run("eval", "list", "--here", "--json")[1])["made_here"]
     assert [each["samples"] for each in listed] == [3, 6]
     ids = [each["id"] for each in listed]
+    assert isinstance(listed[0]["created_at"], int)
+    served.client.evals.create(
+        data_source_config={"type": "custom", "item_schema": {}}, testing_criteria=[GRADER]
+    )
+    _, out = run("eval", "list")
+    assert out.count(f"{datetime.now(UTC):%Y-%m-}") == 3, "a line of an eval and two of runs"
+    assert str(listed[0]["created_at"]) not in out
     status, out = run("eval", "compare", *ids, "--slice", "answer", "--csv", tmp_path / "rows.csv")
     assert status == 0
     assert "exactly the same in each of 3 rows" in out

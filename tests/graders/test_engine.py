@@ -161,6 +161,16 @@ class TestOutcomes:
         )
         unscorable = graders.grade(spec, "plain", {"answer": ""})
         assert (unscorable.reward, unscorable.outcome) == (0.0, "unscorable")
+        assert unscorable.sub_rewards == {"a": 0.0, "b": 0.0, "c": 0.0}
+
+    def test_an_unscorable_answer_has_the_lowest_reward_of_each_part(self) -> None:
+        """A mean of a part would otherwise be that of the answers that could be read."""
+        judge = {"type": "score_model", "model": "m", "range": [1, 5],
+                 "input": [{"role": "user", "content": "?"}]}  # fmt: skip
+        sample = Sample.from_text("Yes", truncated=True)
+        grade = graders.grade(multi("a + judge", a=check(), judge=judge), sample, {"answer": "Yes"})
+        assert (grade.reward, grade.outcome) == (0.0, "unscorable")
+        assert grade.sub_rewards == {"a": 0.0, "judge": 1.0}
 
     def test_formula_without_a_value_is_failed(self) -> None:
         grade = graders.grade(multi("1 / a", a=check()), "no", {"answer": "Yes"})

@@ -1,16 +1,17 @@
 """Every notebook in JupyterLab, live and frozen, in light and dark: axe-core finds nothing serious
-in what rftkit draws, and at 1,280 and at 390 pixels nothing is cut off. Screenshots go to
-SCREENSHOTS.
+in what rftkit draws, and at 1,280 and at 390 pixels nothing is cut off, nor on paper. Screenshots
+and printed sheets go to SCREENSHOTS.
 
 JupyterLab's own menus, toolbars and cells are not looked at.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
-import nbformat
 import pytest
 from browser import barriers, chromium, clipped  # noqa: F401  a fixture
 from lab_browser import Lab, Notebook, lab  # noqa: F401  a fixture
@@ -22,25 +23,31 @@ NOTEBOOKS = sorted(
     for path in (Path(__file__).parents[2] / "notebooks").glob("*.ipynb")
     if not path.stem.startswith("report_")
 )
-OURS = ".jp-Notebook .rk-panel, .jp-Notebook .jp-RenderedHTMLCommon .rk"
+PANEL = ".jp-Notebook .rk-panel"
+OURS = f"{PANEL}, .jp-Notebook .jp-RenderedHTMLCommon .rk"
+SHEET = 688
+"""Pixels between the margins of a sheet of A4."""
+WIDE = """() => [...document.querySelectorAll('.rk .rk-scroll, .rk pre')]
+  .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
+"""On paper nothing scrolls."""
+
+
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_is_open_to_all_and_nothing_is_cut_off(
     lab: Lab,  # noqa: F811
     chromium: Any,  # noqa: F811
     name: str,
 ) -> None:
-    source = nbformat.read(lab.folder / f"{name}.ipynb", as_version=4)
-    live = f"{name}-live.ipynb"
-    *cells, freeze = source.cells
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=source.metadata), lab.folder / live)
-    with lab.open(chromium, live, width=1280) as notebook:
+    with lab.open(chromium, f"{name}.ipynb", width=1280) as notebook:
         notebook.run_all()
         notebook.settle()
         look(notebook, f"{name}-live")
-    with lab.open(chromium, f"{name}.ipynb", width=1280) as notebook:
-        notebook.run_all()
+        on_paper(notebook, name, f"{name}-live")
+        notebook.page.get_by_role("button", name="Freeze the panels for sharing").click()
+        notebook.page.get_by_text("The panels above are static copies").wait_for()
+        assert notebook.page.locator(f"{PANEL}:not(:has-text('static copies'))").count() == 0
         look(notebook, f"{name}-frozen")
-    assert "freeze(" in freeze.source
+        on_paper(notebook, name, f"{name}-frozen")
 
 
 def look(notebook: Notebook, name: str) -> None:
@@ -51,3 +58,19 @@ def look(notebook: Notebook, name: str) -> None:
             notebook.shots_of_outputs(f"{name}-{width}-{theme}")
             assert barriers(notebook.page, OURS) == []
             assert clipped(notebook.page, OURS) == []
+
+
+def on_paper(notebook: Notebook, stem: str, name: str) -> None:
+    """What *Print* of JupyterLab prints: the server's export of the saved notebook."""
+    notebook.save()
+    page = notebook.page.context.new_page()
+    page.set_viewport_size({"width": SHEET, "height": 1000})
+    page.goto(urljoin(notebook.page.url, f"/nbconvert/html/{stem}.ipynb?download=false"))
+    page.emulate_media(media="print")
+    if "SCREENSHOTS" in os.environ:
+        page.pdf(path=notebook.shots / f"{name}.pdf", prefer_css_page_size=True)
+    assert page.locator(OURS).count()
+    assert clipped(page, OURS) == []
+    assert page.evaluate(WIDE) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= SHEET
+    page.close()

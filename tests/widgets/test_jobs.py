@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import html as html_module
+import io
+import json
+import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -14,7 +18,7 @@ import pytest
 import sample_job
 from conftest import Served
 
-from rftkit import datasets, jobs, views
+from rftkit import datasets, evals, jobs, reports, views
 from rftkit.errors import InputError
 from rftkit.widgets import JobMonitor, Playground
 
@@ -70,6 +74,56 @@ def test_a_headless_run_waits_and_shows_everything(platform: openai.OpenAI, fini
     assert "step 16 of 16" in str(monitor)
     assert "rk-expires" not in html
     assert monitor.data()["step"].tolist() == list(range(17))
+
+
+def test_panel_command_and_report_show_one_mean_of_a_sub_grader(
+    platform: openai.OpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the answers are cut off. A sub-grader that likes everything it could read has not
+    1.000: cut answers get its lowest reward in training, and count with that everywhere."""
+    rows = [
+        {"messages": [{"role": "user", "content": f"copy: {word}"}], "answer": word}
+        for word in ("ab", "ba", "ac", "ca", "bc", "cb", "abcabc", "cbacba", "bcabca", "acbacb")
+    ]
+    part = {"input": "{{sample.output_text}}", "reference": "{{item.answer}}"}
+    likes = {**part, "type": "string_check", "name": "likes", "operation": "ne", "reference": "?"}
+    close = {**part, "type": "text_similarity", "name": "close", "evaluation_metric": "fuzzy_match"}
+    file = platform.files.create(
+        file=("rows.jsonl", "\n".join(map(json.dumps, rows)).encode()), purpose="fine-tune"
+    )
+    job = jobs.create(
+        platform,
+        model="rftkit-tiny",
+        training_file=file.id,
+        validation_file=file.id,
+        grader={"type": "multi", "name": "both", "graders": {"likes": likes, "close": close},
+                "calculate_output": "0.5 * likes + 0.5 * close"},
+        hyperparameters={"batch_size": 5, "n_epochs": 1, "eval_interval": 1},
+        metadata={"max_completion_tokens": "4", "guidance": "none"},
+        seed=1,
+    )  # fmt: skip
+    said = io.StringIO()
+    jobs.wait(platform, job.id, jobs.Progress(said))
+    monitor = JobMonitor(job.id, client=platform)
+    [compared] = [run for run in evals.compare(evals.fetch(platform, job.id)).runs if run.step == 2]
+    assert 0 < compared.num_unscorable < compared.num_samples
+    mean = f"{1 - compared.num_unscorable / compared.num_samples:.3f}"
+    assert f"{compared.graders['likes'].value:.3f}" == mean
+
+    monkeypatch.setenv("OPENAI_API_KEY", platform.api_key)
+    page = reports.run(
+        "report_job", tmp_path / "job.html", job_id=job.id, base_url=str(platform.base_url)
+    )
+    assert f"likes {mean}" in said.getvalue().splitlines()[-2]
+    assert last_cell(monitor.to_html(), "validation: likes") == mean
+    assert last_cell(page.read_text(), "validation: likes") == mean
+
+
+def last_cell(html: str, heading: str) -> str:
+    """What stands under a heading in the last line of the table of curves."""
+    [table] = [each for each in re.findall("<table.*?</table>", html, re.S) if heading in each]
+    names = re.findall("<th[^>]*>(?:<[^>]*>)*([^<]*)", table)
+    return re.findall(r"<td[^>]*>([^<]*)", table)[names.index(heading) - len(names)]
 
 
 def test_the_newest_job_is_the_default(platform: openai.OpenAI, finished: str) -> None:
@@ -342,6 +396,34 @@ def test_answers_stream(served: Served, live: None) -> None:
     assert play.wait(30)
     assert "onetwothree" in play.data()["text"][0].replace(" ", "")
     play.close()
+
+
+def test_a_copy_saved_before_the_answers_says_that_they_are_not_finished(
+    served: Served, live: None
+) -> None:
+    asked, answer = threading.Event(), threading.Event()
+
+    def say(request: dict[str, Any]) -> str:
+        asked.set()
+        assert answer.wait(60)
+        return "one two three"
+
+    served.link.say = say
+    play = Playground(options={"base": "rftkit-tiny"}, client=served.client)
+    play.widget()
+    try:
+        play.ask("count")
+        assert asked.wait(60)
+        assert "waiting …" in play._body.value
+        for copy in (play._repr_mimebundle_()["text/html"], str(play)):
+            assert "waiting" not in copy
+            assert "not finished" in copy
+        answer.set()
+        assert play.wait(60)
+        assert "not finished" not in play.to_html()
+    finally:
+        answer.set()
+        play.close()
 
 
 def test_the_playground_shows_and_grades_tool_calls(served: Served) -> None:

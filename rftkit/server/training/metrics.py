@@ -1,9 +1,12 @@
 """From graded groups to the numbers of a job: the metric event, and the CSV of all steps.
 
 Both spellings of the service are written, nested and flat, and our own figures: under `learning`,
-in the lines of `scores.graders` (spread, flat groups) and under `answers` (see `signal`). A mean
-leaves failed grades out and comes with their number; what was not measured has no key. Source:
-protocol, metrics event and result file.
+in the lines of `scores.graders` (spread, flat groups) and under `answers` (see `signal`).
+
+Means of rewards, whole and of each sub-grader, count what an update learns from: answers that were
+cut off or cannot be read have the floor reward, and in each sub-grader that could not read them its
+lowest reward (`Grade`). A grade that failed is left out of a mean, which comes with the number of
+failed grades. What was not measured has no key. Source: protocol, metrics event and result file.
 """
 
 from __future__ import annotations
