@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["LADDER", "ladder_chart", "ladder_headline"]
 
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, in units of the drawing."""
+LETTER, LINE = 10.0, 19.0
+"""Width and height of a letter where it is largest: on a phone."""
 LADDER = {
     "rung": "rung",
     "starts from": "starts from",
@@ -69,16 +73,37 @@ def ladder_chart(ladder: Ladder) -> Html:
         height=260,
     )
     words = []
+    taken: list[Box] = []
     for run in known:
         mean, spent = run.reward.value or 0.0, seconds[run.label]
         said = f"{run.label} {number(mean, 2)} after {spent:,.0f} s"
         kind = "rk-main" if run.label in (ladder.worth, ladder.best) else "rk-other"
         canvas.point(spent, mean, f"{said} ({interval(run.reward, 2)})", kind, ends=ends[run.label])
-        canvas.word(canvas.at_x(spent) + 8, canvas.at_y(mean) - 6, run.label)
+        _name(canvas, taken, run.label, canvas.at_x(spent), canvas.at_y(mean))
         words.append(said)
     caption = "Seconds to make a rung, with the rung it starts from; the base took none."
     alt = f"Reward over seconds: {'; '.join(words)}."
     return picture([Chart("Mean reward on test rows", canvas, alt)], caption)
+
+
+def _name(canvas: Canvas, taken: list[Box], label: str, x: float, y: float) -> None:
+    """Write a name beside its point, inside the drawing and clear of the names before it."""
+    wide = LETTER * len(label)
+    sides = [("start", x + 8, x + 8), ("end", x - 8 - wide, x - 8)]
+    places = [
+        (anchor, at, below, (left, below - LINE, left + wide, below))
+        for below in (y - 6, y + LINE + 2)
+        for anchor, left, at in sides
+        if left >= 0 and left + wide <= canvas.width
+    ]
+    free = [each for each in places if not any(_overlap(each[3], box) for box in taken)]
+    anchor, at, below, box = next(iter(free or places), ("start", x + 8, y - 6, (0, 0, 0, 0)))
+    canvas.word(at, below, label, anchor)
+    taken.append(box)
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _ends(reward: Estimate) -> tuple[float, float]:

@@ -187,6 +187,7 @@ class Playground(Panel):
             label: {"model": self.options[label], "text": "", "state": "waiting …"}
             for label in self.chosen
         }
+        self._show(force=True)
         self._work(lambda task: self._ask_all(task, item), self._keep, "Asking")
 
     def compare(self, num_rows: int = 16) -> Html:

@@ -65,10 +65,11 @@ def on_paper(notebook: Notebook, stem: str, name: str) -> None:
     notebook.save()
     page = notebook.page.context.new_page()
     page.set_viewport_size({"width": SHEET, "height": 1000})
-    page.goto(urljoin(notebook.page.url, f"/nbconvert/html/{stem}.ipynb?download=false"))
+    asker = notebook.page.url  # the server wants to know
+    page.goto(urljoin(asker, f"/nbconvert/html/{stem}.ipynb?download=false"), referer=asker)
     page.emulate_media(media="print")
     if "SCREENSHOTS" in os.environ:
-        page.pdf(path=notebook.shots / f"{name}.pdf", prefer_css_page_size=True)
+        page.pdf(path=notebook.shots / f"{name}.pdf", format="A4", prefer_css_page_size=True)
     assert page.locator(OURS).count()
     assert clipped(page, OURS) == []
     assert page.evaluate(WIDE) == []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html as markup
+import itertools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,10 @@ from browser import chromium, opened
 from sample_job import events, metric_event
 
 from rftkit import evals, views
+from rftkit.evals.comparison import Estimate
+from rftkit.views.ladder import ladder_chart
 from rftkit.views.plot import Line, Panel, draw
-from rftkit.views.svg import value_axis, whole_axis
+from rftkit.views.svg import WIDE, value_axis, whole_axis
 
 __all__ = ["chromium"]
 
@@ -298,3 +302,27 @@ def test_a_table_can_be_copied_and_saved(page: Path, chromium: Any) -> None:
     assert lines[0].startswith("run,reward,pass rate")
     assert len(lines) == 6
     assert lines[3].startswith("Step 12 ★,0.58")
+
+
+def test_names_in_the_chart_of_a_ladder_stay_inside_and_apart() -> None:
+    """As large as on a phone: the name of the last rung was cut off there."""
+    means = {"base": 0.43, "prompt": 0.38, "supervised": 0.67, "RFT from supervised": 0.72}
+    spent = {"base": 0.0, "prompt": 8.0, "supervised": 18.0, "RFT from supervised": 24.0}
+    runs = [
+        SimpleNamespace(label=label, reward=Estimate(mean, None, None, 64))
+        for label, mean in means.items()
+    ]
+    ladder: Any = SimpleNamespace(
+        comparison=SimpleNamespace(runs=runs), seconds=spent.get, worth="supervised", best=None
+    )
+    words = re.findall(
+        r'rk-word" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)', ladder_chart(ladder)
+    )
+    assert [name for *_, name in words] == list(means)
+    boxes = []
+    for x, y, anchor, name in words:
+        left = float(x) - (10 * len(name) if anchor == "end" else 0)
+        assert 0 <= left <= left + 10 * len(name) <= WIDE
+        boxes.append((left, left + 10 * len(name), float(y)))
+    for one, other in itertools.combinations(boxes, 2):
+        assert one[1] <= other[0] or other[1] <= one[0] or abs(one[2] - other[2]) >= 19
