@@ -125,9 +125,7 @@ def one_row(item: dict[str, Any], given: dict[str, Answer]) -> Html:
     """
     sides = _sides(given)
     body = prompt(item["messages"]) + reference(item) + (_beside(sides) if sides else Html())
-    plain = "\n".join(
-        f"{name}: {_words(answer) or answer.get('state', '')}" for name, answer in sides
-    )
+    plain = "\n".join(f"{name}: {_words(each)} {each.get('state', '')}" for name, each in sides)
     return wrap(
         html('<div class="rk-body">{}</div>', body), plain=plain or "no model has answered yet"
     )

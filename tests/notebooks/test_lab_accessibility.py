@@ -27,7 +27,7 @@ PANEL = ".jp-Notebook .rk-panel"
 OURS = f"{PANEL}, .jp-Notebook .jp-RenderedHTMLCommon .rk"
 SHEET = 688
 """Pixels between the margins of a sheet of A4."""
-WIDE = """() => [...document.querySelectorAll('.rk .rk-scroll, .rk pre')]
+WIDE = """() => [...document.querySelectorAll('.rk .rk-scroll, pre')]
   .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
 """On paper nothing scrolls."""
 
