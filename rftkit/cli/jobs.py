@@ -238,7 +238,8 @@ def list_jobs(
     from rftkit.views.facts import moment
 
     page = connect().fine_tuning.jobs.list(limit=min(limit, 100))
-    found = [job.to_dict(warnings=False) for job in islice(page, limit)]
+    listed = list(islice(page, limit))
+    found = [job.to_dict(warnings=False) for job in listed]
     columns = {
         "id": "id",
         "suffix": "user_provided_suffix",
@@ -247,10 +248,12 @@ def list_jobs(
         "fine_tuned_model": "fine_tuned_model",
     }
     lines = [
-        {**{name: job.get(key) for name, key in columns.items()},
-         "created_at": moment(job.get("created_at"))}
-        for job in found
-    ]  # fmt: skip
+        {
+            **{name: wire.get(key) for name, key in columns.items()},
+            "created_at": moment(job.created_at),
+        }
+        for job, wire in zip(listed, found, strict=True)
+    ]
     show(found, table(lines), as_json)
 
 
@@ -277,8 +280,8 @@ def show_job(job_id: JobId = "", as_json: Json = False) -> None:
         "validation_file",
     )
     lines = [f"{name:<17}{wire.get(name)}" for name in facts]
-    times = ("created_at", "finished_at")
-    lines += [f"{name:<17}{moment(wire[name])}" for name in times if wire.get(name)]
+    times = {"created_at": job.created_at, "finished_at": job.finished_at}
+    lines += [f"{name:<17}{moment(at)}" for name, at in times.items() if at]
     lines += [f"{'error':<17}{jobs.error_of(job)}"] if jobs.error_of(job) else []
     # warnings and errors are always shown
     early = [event for event in events[:-10] if event["level"] != "info"]

@@ -34,8 +34,7 @@ def job_tree(branches: Sequence[Branch]) -> Html:
     parts = [shown]
     measured = [each for each in branches if each.rewards]
     if measured:
-        steps = sorted({step for each in measured for step, _ in each.rewards})
-        lines = tuple(_line(each, steps) for each in measured)
+        lines = tuple(map(_line, measured))
         charts, _ = drawn([Panel("Validation reward", lines)], is_wide=True)
         parts.append(picture(charts))
     return join(parts, plain=tree_text(branches))
@@ -76,6 +75,7 @@ def _step(each: Branch) -> int | None:
     return each.origin.step if each.origin else None
 
 
-def _line(each: Branch, steps: Sequence[int]) -> Line:
-    known = dict(each.rewards)
-    return Line(each.name, steps, [known.get(step) for step in steps], strong=not each.depth)
+def _line(each: Branch) -> Line:
+    """Its own validations: before it began there is nothing to measure."""
+    steps, rewards = zip(*each.rewards, strict=True)
+    return Line(each.name, steps, rewards, strong=not each.depth)

@@ -96,9 +96,11 @@ def compare_runs(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
         return note("There are no runs to show.")
     jumps = jumps or Jumps()
     pairs = {pair.after: pair for pair in comparison.pairs}
+    is_alone = len(comparison.runs) == 1
+    against = (f">difference from {comparison.baseline}", "verdict", ">fixed", ">broken")
     headings = [
-        *("run", ">reward", ">pass rate", f">difference from {comparison.baseline}", "verdict"),
-        *(">fixed", ">broken", ">tokens", ">failed", ">not scorable", ">cut off"),
+        *("run", ">reward", ">pass rate", *(() if is_alone else against)),
+        *(">tokens", ">failed", ">not scorable", ">cut off"),
     ]  # `>`: to the right
     head = join(
         html('<th scope="col"{}>{}</th>', _TH if name.startswith(">") else "", name.lstrip(">"))
@@ -116,9 +118,9 @@ def compare_runs(comparison: Comparison, *, jumps: Jumps | None = None) -> Html:
         noun="run",
         page=50,
     )
+    adjusted = f"; those of differences are adjusted for {counted(len(pairs), 'comparison')}"
     said = (
-        f"Small print: {100 * comparison.level:g} % intervals; those of differences "
-        f"are adjusted for {counted(len(pairs), 'comparison')}. "
+        f"Small print: {100 * comparison.level:g} % intervals{adjusted * bool(pairs)}. "
         f"{'Click a row count to see the rows. ' * jumps.lead}{jumps.note}"
     )
     return join([listed, note(said.strip())], plain=_plain(comparison))
@@ -197,14 +199,15 @@ def _run_line(
     label = text(run.label)
     if comparison.choice and run.label == comparison.choice.deploy:
         label = html("<b>{}</b> ★", label)
-    if run.label == comparison.baseline:
+    is_alone = len(comparison.runs) == 1
+    if run.label == comparison.baseline and not is_alone:
         label += Html(" <small>baseline</small>")
     bad = f"at {run.label}"
     cells = [
         html('<td title="{}">{}</td>', run.model or '', label),
         _num(run.reward.value, below=interval(run.reward)),
         _num(run.pass_rate.value, _share(run.pass_rate.value)),
-        *_pair_cells(pair, jumps),
+        *([] if is_alone else _pair_cells(pair, jumps)),
         _num(run.tokens.value, number(run.tokens.value, 0)),
         _count(jumps.link(run.failed_rows, f"without a grade {bad}",
                           shown=_share(run.failed_share)), run.failed_share),

@@ -15,7 +15,7 @@ from traitlets import Enum, Int, Unicode
 from rftkit import evals, views
 from rftkit.errors import InputError
 from rftkit.evals import Comparison, JudgeNoise, Samples
-from rftkit.views.compare_rows import SORTS, row_cards, row_verdicts
+from rftkit.views.compare_rows import ALONE, SORTS, row_cards, row_verdicts
 from rftkit.views.jumps import Jumps
 from rftkit.views.markup import Html, html, join, note, scrolled_to, wrap
 from rftkit.widgets.panel import STORED_BYTES, Panel
@@ -76,7 +76,8 @@ class RunCompare(Panel):
             self._take(samples)
         else:
             self._take(self._compare(samples, state.get("after") or None))
-        super().__init__(**{"after": self.comparison.focus or "", **state})
+        sort = "-change" if self.comparison.pairs else "final"
+        super().__init__(**{"after": self.comparison.focus or "", "sort": sort, **state})
 
     # what it shows
 
@@ -198,7 +199,9 @@ class RunCompare(Panel):
             placeholder="Search the prompts", continuous_update=False, layout=wide
         )
         self._sorts = ipywidgets.Dropdown(
-            options=[(v, k) for k, v in SORTS.items()], description="Order", **short
+            options=[(v, k) for k, v in SORTS.items() if labels or k in ALONE],
+            description="Order",
+            **short,
         )
         self._kinds = ipywidgets.Dropdown(description="Rows", **short)
         self._all = self._button("Show all rows", lambda: self.set(only=""), "Clear the selection")
@@ -213,6 +216,8 @@ class RunCompare(Panel):
             self._bind(name, widget)
         if labels:
             self._bind("after", self._afters)
+        else:
+            self._afters.layout.display = "none"
         row = ipywidgets.Layout(flex_flow="row wrap", align_items="center")
         return [
             self._head,

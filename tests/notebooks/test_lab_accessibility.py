@@ -25,6 +25,8 @@ NOTEBOOKS = sorted(
 )
 PANEL = ".jp-Notebook .rk-panel"
 OURS = f"{PANEL}, .jp-Notebook .jp-RenderedHTMLCommon .rk"
+FROZEN = """panel => [...document.querySelectorAll(panel)]
+  .every(e => e.innerText.includes('static copies'))"""
 SHEET = 688
 """Pixels between the margins of a sheet of A4."""
 WIDE = """() => [...document.querySelectorAll('.rk .rk-scroll, pre')]
@@ -45,7 +47,7 @@ def test_a_notebook_is_open_to_all_and_nothing_is_cut_off(
         on_paper(notebook, name, f"{name}-live")
         notebook.page.get_by_role("button", name="Freeze the panels for sharing").click()
         notebook.page.get_by_text("The panels above are static copies").wait_for()
-        assert notebook.page.locator(f"{PANEL}:not(:has-text('static copies'))").count() == 0
+        notebook.page.wait_for_function(FROZEN, arg=PANEL)
         look(notebook, f"{name}-frozen")
         on_paper(notebook, name, f"{name}-frozen")
 

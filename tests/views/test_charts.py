@@ -5,6 +5,7 @@ from __future__ import annotations
 import html as markup
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from sample_job import events, metric_event
 
 from rftkit import evals, views
 from rftkit.evals.comparison import Estimate
+from rftkit.jobs.branches import Branch
 from rftkit.views.ladder import ladder_chart
 from rftkit.views.plot import Line, Panel, draw
 from rftkit.views.svg import WIDE, value_axis, whole_axis
@@ -326,3 +328,12 @@ def test_names_in_the_chart_of_a_ladder_stay_inside_and_apart() -> None:
         boxes.append((left, left + 10 * len(name), float(y)))
     for one, other in itertools.combinations(boxes, 2):
         assert one[1] <= other[0] or other[1] <= one[0] or abs(one[2] - other[2]) >= 19
+
+
+def test_a_branch_has_no_gap_where_it_had_not_begun() -> None:
+    """Crosses on the axis say that nothing could be measured there."""
+    first = Branch("a", "a", 0, None, (), "succeeded", ((0, 0.2), (4, 0.5), (8, 0.6)), ())
+    later = replace(first, id="b", name="b", depth=1, rewards=((4, 0.5), (8, 0.7)))
+    shown = views.job_tree([first, later])
+    assert "b, step 8: 0.700" in points(shown)
+    assert not any("not measured" in each for each in points(shown))

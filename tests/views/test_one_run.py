@@ -7,6 +7,7 @@ import re
 import sample_comparison
 
 from rftkit import evals, views
+from rftkit.widgets import RunCompare
 
 
 def test_one_run_alone_shows_its_rows_as_graded():
@@ -19,6 +20,13 @@ def test_one_run_alone_shows_its_rows_as_graded():
     assert "most fixed first" not in html
     assert "lowest reward first" in html
     assert "Step 12 earns 0.58 (0.5" in views.compare_headline(found)
+    runs = views.compare_runs(found)
+    for words in ("difference", "verdict", "fixed", "baseline", "0 comparisons"):
+        assert words not in runs
+    panel = RunCompare(found)
+    rewards = panel.data()["reward/Step 12"].dropna()
+    assert panel.sort == "final"
+    assert rewards.is_monotonic_increasing
 
 
 def test_without_verdicts_the_reward_stands_there():
