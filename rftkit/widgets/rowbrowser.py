@@ -251,7 +251,7 @@ class RowBrowser(Panel):
     def _draw_page(self) -> None:
         numbers = [int(number) for number in self._on_page()]
         lines = cells(self._source.items(numbers), self.query.strip())
-        self._view.value = row_page(
+        shown = row_page(
             lines,
             self._shown_columns(lines),
             numbers=numbers,
@@ -260,6 +260,8 @@ class RowBrowser(Panel):
             opened=self.row,
             hit=self.query.strip(),
         )
+        is_empty = not numbers and len(self._source) > 0
+        self._view.value = note("No row matches. Clear the filters.") if is_empty else shown
         self._count.value = note(f"{self._pages()}{self._row_count()}")
         self._back.disabled = self.page == 0
         self._next.disabled = (self.page + 1) * self.page_size >= len(self.numbers())

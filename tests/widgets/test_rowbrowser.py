@@ -196,6 +196,12 @@ def test_clicks_page_sort_and_open(frame: pd.DataFrame, live: None) -> None:
     assert browser.wait(10)
     assert browser.query == "backup"
     assert "1 of 3 rows" in browser._count.value
+    browser._search.value = "nosuchword"
+    assert browser.wait(10)
+    assert "No row matches" in browser._view.value
+    browser._search.value = "backup"
+    assert browser.wait(10)
+    assert "No row matches" not in browser._view.value
     browser._filter.value = "words>many"
     assert browser.wait(10)
     assert "is not a number" in browser.error
