@@ -19,6 +19,8 @@ __all__ = ["NARROW", "WIDE", "Axis", "Canvas", "share", "value_axis", "whole_axi
 NARROW, WIDE = 340, 680
 """Width of a chart in its own units, about pixels."""
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 10, 38
+LETTER, WIDE_LETTER = 6.0, 9.0
+"""Width of a letter: in a wide chart words are larger on a phone, which scales it down."""
 MOST_VERTICES = 600
 """Vertices of a line; of a longer one the lowest and highest value of each stretch are kept."""
 
@@ -273,8 +275,14 @@ class Canvas:
             left = self.at_x(value)
             if self.y is None:
                 lines.append(f"M{left:g} {TOP}V{floor}")
-            place = html('x="{:g}" y="{}"', left, floor + 15)
-            words.append(html('<text {} text-anchor="middle">{}</text>', place, label))
+            half = len(label) * (WIDE_LETTER if self.is_wide else LETTER) / 2
+            at, anchor = left, "middle"
+            if left + half > self.width:
+                at, anchor = self.width, "end"
+            elif left < half:
+                at, anchor = 0, "start"
+            place = html('x="{:g}" y="{}"', at, floor + 15)
+            words.append(html('<text {} text-anchor="{}">{}</text>', place, anchor, label))
         if self.x.label:
             words.append(
                 html(

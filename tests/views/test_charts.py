@@ -20,7 +20,7 @@ from rftkit.evals.comparison import Estimate
 from rftkit.jobs.branches import Branch
 from rftkit.views.ladder import ladder_chart
 from rftkit.views.plot import Line, Panel, draw
-from rftkit.views.svg import WIDE, value_axis, whole_axis
+from rftkit.views.svg import WIDE, Axis, Canvas, value_axis, whole_axis
 
 __all__ = ["chromium"]
 
@@ -337,3 +337,13 @@ def test_a_branch_has_no_gap_where_it_had_not_begun() -> None:
     shown = views.job_tree([first, later])
     assert "b, step 8: 0.700" in points(shown)
     assert not any("not measured" in each for each in points(shown))
+
+
+def test_words_at_the_ends_of_an_axis_stay_inside() -> None:
+    """Names of runs below the last point were cut off on a phone."""
+    ticks = ((0.0, "Step 0 · first"), (1.0, "Step 8"), (2.0, "Step 16 · second"))
+    drawn = Canvas(Axis(0.0, 2.0, ticks), None, is_wide=True).svg("")
+    found = re.findall(r'<text x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)">(Step[^<]*)', drawn)
+    assert [(x, anchor) for x, anchor, _ in found] == [
+        ("0", "start"), ("340", "middle"), (str(WIDE), "end"),
+    ]  # fmt: skip
