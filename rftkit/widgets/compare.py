@@ -149,7 +149,8 @@ class RunCompare(Panel):
 
     def _sorted(self, rows: pd.DataFrame) -> pd.DataFrame:
         key = self.sort.removeprefix("-")
-        column = f"reward/{self.comparison.focus}" if key == "final" else key
+        last = self.comparison.focus or self.comparison.baseline
+        column = f"reward/{last}" if key == "final" else key
         if column not in rows:
             return rows
         down = self.sort.startswith("-")
