@@ -119,7 +119,7 @@ class Platform:
         """Like `complete`, but repeat the request with the next worker if one dies.
 
         A request that was hit by several deaths is repeated alone, so that only the request that
-        kills the worker fails.
+        kills the worker fails. A death that hit others too counts half.
 
         Args:
             request: what to answer.
@@ -128,15 +128,17 @@ class Platform:
         Raises:
             ChatError: when the worker refuses, has died `CRASHES` times, or `is_wanted` is false.
         """
-        deaths, since = 0, time.monotonic()
+        deaths, since = 0.0, time.monotonic()
         while True:
+            is_alone = deaths >= 1
             try:
-                async with self._alone if deaths > 1 else contextlib.nullcontext():
+                async with self._alone if is_alone else contextlib.nullcontext():
                     return await self.complete(request)
             except ChatError as error:
                 if error.code not in DEATHS:
                     raise
-                deaths += DEATHS[error.code]
+                is_clear = is_alone or error.code == HUNG
+                deaths += DEATHS[error.code] if is_clear else DEATHS[error.code] / 2
                 if deaths >= CRASHES:
                     raise
                 if not await asyncio.to_thread(is_wanted, time.monotonic() - since):

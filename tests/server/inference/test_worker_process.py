@@ -181,6 +181,25 @@ def test_a_question_is_asked_again_when_the_worker_dies_and_the_one_to_blame_fai
     with_link(tmp_path, body)
 
 
+def test_a_question_outlives_several_deaths_that_it_did_not_cause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Something outside kills the worker again and again, five times while this one is asked."""
+    monkeypatch.setattr(platform_module, "RETRY_SECONDS", 0.0)
+    deaths = iter([worker_process.DIED] * 5)
+    platform = Platform(store=Store.open(None), worker=None)  # type: ignore[arg-type]
+
+    async def complete(request: Any) -> Any:
+        if (code := next(deaths, None)) is not None:
+            raise ChatError("gone", code=code)
+        return "answer"
+
+    monkeypatch.setattr(platform, "complete", complete)
+    request: Any = None
+    assert asyncio.run(platform.complete_surely(request, lambda _: True)) == "answer"
+    platform.store.close()
+
+
 def test_a_server_that_stops_ends_chats_in_words(tmp_path: Path) -> None:
     async def body(link: WorkerProcess, log: Path) -> None:
         waiting = asyncio.create_task(ask(link, "wait"))
