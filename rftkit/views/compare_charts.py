@@ -16,7 +16,7 @@ from rftkit.views.forest import SLOT, Entry, forest
 from rftkit.views.jumps import Jumps
 from rftkit.views.markup import Html, missing, note, number, signed
 from rftkit.views.plot import Chart, picture
-from rftkit.views.svg import Axis, Canvas, value_axis, whole_axis
+from rftkit.views.svg import WIDE, WIDE_LETTER, Axis, Canvas, value_axis, whole_axis
 from rftkit.wording import counted
 
 if TYPE_CHECKING:
@@ -344,7 +344,8 @@ def _job_name(job: str, labels: Sequence[str]) -> str:
 
 def _run_axis(labels: Sequence[str]) -> Axis:
     """Runs from left to right, by number where their names would not fit."""
-    is_short = sum(map(len, labels)) <= 60
+    room = 0.9 * WIDE / max(1, len(labels) - 1)
+    is_short = 1.5 * WIDE_LETTER * max(map(len, labels)) <= room  # the last one ends at the edge
     names = labels if is_short else [str(at + 1) for at in range(len(labels))]
     every = max(1, len(labels) // 12)
     ticks = tuple((float(at), name) for at, name in enumerate(names) if at % every == 0)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from rftkit.views.markup import Html, html, join, number
 
-__all__ = ["NARROW", "WIDE", "Axis", "Canvas", "share", "value_axis", "whole_axis"]
+__all__ = ["NARROW", "WIDE", "WIDE_LETTER", "Axis", "Canvas", "share", "value_axis", "whole_axis"]
 
 NARROW, WIDE = 340, 680
 """Width of a chart in its own units, about pixels."""

@@ -18,6 +18,7 @@ from sample_job import events, metric_event
 from rftkit import evals, views
 from rftkit.evals.comparison import Estimate
 from rftkit.jobs.branches import Branch
+from rftkit.views.compare_charts import _run_axis
 from rftkit.views.ladder import ladder_chart
 from rftkit.views.plot import Line, Panel, draw
 from rftkit.views.svg import WIDE, Axis, Canvas, value_axis, whole_axis
@@ -347,3 +348,10 @@ def test_words_at_the_ends_of_an_axis_stay_inside() -> None:
     assert [(x, anchor) for x, anchor, _ in found] == [
         ("0", "start"), ("340", "middle"), (str(WIDE), "end"),
     ]  # fmt: skip
+
+
+def test_names_of_runs_below_a_chart_are_numbers_where_they_would_overlap() -> None:
+    steps = ["Step 0", "Step 6", "Step 12", "Step 18", "Step 24"]
+    rungs = ["base", "prompt", "supervised", "RFT from base", "RFT from supervised"]
+    assert [name for _, name in _run_axis(steps).ticks] == steps
+    assert [name for _, name in _run_axis(rungs).ticks] == ["1", "2", "3", "4", "5"]
