@@ -59,9 +59,9 @@ class Playground(Panel):
         dataset: a JSONL file, a dataset folder or a bundled one's name (its test rows); default
             the job's validation file.
         client: default `rftkit.connect()`; any `openai.OpenAI`.
-        state: `chosen` (labels), `prompt` or `row`, `temperature`, `max_completion_tokens`,
-            `constrained`, `prompt_file` (of `rftkit prompt optimize`), `grader`,
-            `response_format`.
+        state: `chosen` (labels), `prompt` or `row`, `temperature`, `seed`,
+            `max_completion_tokens`, `constrained`, `prompt_file` (of `rftkit prompt optimize`),
+            `grader`, `response_format`.
     """
 
     options = Dict(help="Label -> model that can be selected.")
@@ -73,6 +73,7 @@ class Playground(Panel):
         help="Row of the dataset, from 0 (the panel shows 1); None for the prompt.",
     )
     temperature = Float(0.0, help="0 is the most likely answer.")
+    seed = Int(None, allow_none=True, help="With one, the same answers are sampled again.")
     max_completion_tokens = Int(256, help="A longer answer is cut off.")
     constrained = Bool(True, help="Whether answers follow the response format.")
     prompt_file = Unicode("", help="A prompt file put before each prompt; empty for none.")
@@ -339,6 +340,8 @@ class Playground(Panel):
             "temperature": self.temperature,
             "max_completion_tokens": self.max_completion_tokens,
         }
+        if self.seed is not None:
+            settings["seed"] = self.seed
         if self.constrained and self.response_format:
             settings["response_format"] = self.response_format
         if item.get("tools"):

@@ -367,6 +367,25 @@ def test_a_model_that_fails_does_not_spoil_the_others(
     assert "! failed" in play.to_html()
 
 
+def test_a_seed_samples_the_same_answers_again(platform: openai.OpenAI, finished: str) -> None:
+    play = Playground(
+        options={"base": "rftkit-tiny"}, client=platform, dataset="tiny_copy", temperature=2.0
+    )
+
+    def answers(seed: int) -> list[str]:
+        play.set(seed=seed)
+        found = []
+        for row in range(4):
+            play.ask(row=row)
+            assert play.wait(60)
+            found += play.data()["text"].tolist()
+        return found
+
+    first = answers(8)
+    assert answers(9) != first
+    assert answers(8) == first
+
+
 def test_the_controls_of_the_playground(platform: openai.OpenAI, finished: str, live: None) -> None:
     play = Playground(finished, client=platform)
     play.widget()
