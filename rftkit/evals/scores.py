@@ -31,12 +31,14 @@ def score(
 
     With the `answers` that were graded, `truncated` counts those that hit their token limit.
 
-    Failed grades are left out of the means. Unscorable answers count with their floor reward, and
-    in each sub-grader that could not read them with its lowest one. A mean over nothing is None.
+    Failed grades are left out of the mean reward; a sub-grader that gave a number nevertheless
+    counts it in its own mean. Unscorable answers count with their floor reward, and in each
+    sub-grader that could not read them with its lowest one. A mean over nothing is None. The means
+    of a job's metric events follow the same rules.
     """
     counted = [grade for grade in grades if grade.outcome != "failed"]
-    keys = list(dict.fromkeys(key for grade in counted for key in grade.sub_rewards))
-    subs = {key: _mean([grade.sub_rewards.get(key) or 0.0 for grade in counted]) for key in keys}
+    keys = list(dict.fromkeys(key for grade in grades for key in grade.sub_rewards))
+    subs = {key: _mean(_parts(grades, key)) for key in keys}
     return {
         "reward": _mean([grade.reward or 0.0 for grade in counted]),
         **subs,
@@ -44,6 +46,16 @@ def score(
         "failed": len(grades) - len(counted),
         **({} if answers is None else {"truncated": sum(each.truncated for each in answers)}),
     }
+
+
+def _parts(grades: Sequence[Grade], key: str) -> list[float]:
+    """The numbers that a sub-grader gave; 0 for an unscorable answer of an older journal."""
+    given = [
+        0.0 if each.outcome == "unscorable" and each.sub_rewards.get(key) is None
+        else each.sub_rewards.get(key)
+        for each in grades
+    ]  # fmt: skip
+    return [reward for reward in given if reward is not None]
 
 
 def best_constant(

@@ -139,9 +139,10 @@ def test_scores_count_unscorable_and_leave_out_failed() -> None:
         Grade(0.0, "unscorable", {"a": None, "b": None}),
         Grade(None, "failed", {"a": 1.0, "b": None}),
     ]
-    expected = {"reward": 0.4, "a": 0.5, "b": 0.3, "unscorable": 1, "failed": 1}
-    assert evals.score(grades) == pytest.approx(expected)
-    assert evals.score(grades[2:]) == {"reward": None, "unscorable": 0, "failed": 1}
+    expected = {"reward": 0.4, "a": 2 / 3, "b": 0.3, "unscorable": 1, "failed": 1}
+    assert evals.score(grades) == pytest.approx(expected), "the part that worked has its number"
+    alone = {"reward": None, "a": 1.0, "b": None, "unscorable": 0, "failed": 1}
+    assert evals.score(grades[2:]) == alone
     assert evals.score([])["reward"] is None
 
 

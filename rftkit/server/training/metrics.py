@@ -5,8 +5,9 @@ in the lines of `scores.graders` (spread, flat groups) and under `answers` (see 
 
 Means of rewards, whole and of each sub-grader, count what an update learns from: answers that were
 cut off or cannot be read have the floor reward, and in each sub-grader that could not read them its
-lowest reward (`Grade`). A grade that failed is left out of a mean, which comes with the number of
-failed grades. What was not measured has no key. Source: protocol, metrics event and result file.
+lowest reward (`Grade`). A grade that failed is left out of the mean reward, which comes with the
+number of failed grades; a sub-grader that gave a number nevertheless counts it in its own mean.
+What was not measured has no key. Source: protocol, metrics event and result file.
 """
 
 from __future__ import annotations
