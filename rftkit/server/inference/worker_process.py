@@ -340,11 +340,11 @@ def _chat_error(error: dict[str, Any]) -> ChatError:
 
 
 def _last_line(path: Path) -> str:
-    """Return the last line of a log, or state that it is empty."""
+    """Return the last line of a log, or state that there is none, or that it cannot be read."""
     try:
         with path.open("rb") as log:
             log.seek(max(0, path.stat().st_size - 2000))
             lines = log.read().decode(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
+    except OSError as error:
+        return f"none, {path} cannot be read ({error.strerror})"
     return repr(lines[-1][:300]) if lines else f"none, {path} is empty"
