@@ -76,13 +76,14 @@ def export_model(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The same as OUT.")] = None,
     form: Annotated[
-        ExportFormat,
+        ExportFormat | None,
         typer.Option(
             "--format",
-            help="peft is the adapter, merged a whole Hugging Face model, gguf a file for "
-            "llama.cpp and Ollama.",
+            help="peft is the adapter (the default), merged a whole Hugging Face model, gguf a "
+            "file for llama.cpp and Ollama.",
         ),
-    ] = ExportFormat.peft,
+    ] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="The same as --format merged.")] = False,
     quantize: Annotated[
         str | None,
         typer.Option(
@@ -110,12 +111,10 @@ def export_model(
     from rftkit import connect
     from rftkit.jobs.weights import check_push, fetch_weights, push_folder, report_of
 
-    target = _export_target(folder, out)
-    if quantize and form is not ExportFormat.gguf:
-        raise InputError(f"--quantize is for --format gguf; {form} keeps the model's own dtype")
+    target, wanted = _export_target(folder, out), _export_format(form, merged, quantize)
     if push is not None:
         check_push(push)
-    files = fetch_weights(connect(), model, target, format=form, quantize=quantize, rows=rows)
+    files = fetch_weights(connect(), model, target, format=wanted, quantize=quantize, rows=rows)
     report = report_of(target)
     if report["result"] == "differs":
         problems = [problem for each in report["tools"] for problem in each["problems"]]
@@ -133,6 +132,15 @@ def _export_target(folder: Path | None, out: Path | None) -> Path:
     if len(given) != 1:
         raise InputError("name one folder to write: rftkit models export NAME OUT", param="out")
     return given[0]
+
+
+def _export_format(form: ExportFormat | None, merged: bool, quantize: str | None) -> str:
+    if merged and form not in (None, ExportFormat.merged):
+        raise InputError(f"--merged is --format merged, and --format {form} was given too")
+    wanted = "merged" if merged else (form.value if form else "peft")
+    if quantize and wanted != "gguf":
+        raise InputError(f"--quantize is for --format gguf; {wanted} keeps the model's own dtype")
+    return wanted
 
 
 def _export_text(

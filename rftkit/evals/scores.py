@@ -50,12 +50,14 @@ def score(
 
 def _parts(grades: Sequence[Grade], key: str) -> list[float]:
     """The numbers that a sub-grader gave; 0 for an unscorable answer of an older journal."""
-    given = [
-        0.0 if each.outcome == "unscorable" and each.sub_rewards.get(key) is None
-        else each.sub_rewards.get(key)
-        for each in grades
-    ]  # fmt: skip
-    return [reward for reward in given if reward is not None]
+    rewards = []
+    for grade in grades:
+        reward = grade.sub_rewards.get(key)
+        if reward is None and grade.outcome == "unscorable":
+            reward = 0.0
+        if reward is not None:
+            rewards.append(reward)
+    return rewards
 
 
 def best_constant(

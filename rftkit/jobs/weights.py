@@ -34,7 +34,8 @@ def fetch_weights(
     model: str,
     out: str | Path,
     *,
-    format: str = "peft",
+    merged: bool = False,
+    format: str | None = None,
     quantize: str | None = None,
     rows: int | None = None,
 ) -> list[str]:
@@ -44,7 +45,8 @@ def fetch_weights(
         client: of an rftkit platform.
         model: a fine-tuned model or a checkpoint; or a base model, except for adapters.
         out: a folder that is new or empty.
-        format: peft, merged or gguf.
+        merged: the older spelling of `format="merged"`.
+        format: peft (the default), merged or gguf.
         quantize: of a GGUF file, such as q8_0; default f16.
         rows: how many of the job's rows the platform checks the export on; default 16, 0 for none.
 
@@ -60,7 +62,9 @@ def fetch_weights(
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; choose another with --out", param="out")
-    given = {"format": format, "quantize": quantize, "rows": rows}
+    given = {
+        "merged": str(merged).lower(), "format": format, "quantize": quantize, "rows": rows,
+    }  # fmt: skip
     query = urlencode({name: value for name, value in given.items() if value is not None})
     url = urljoin(str(client.base_url), f"/rftkit/models/{quote(model, safe=':')}/weights?{query}")
     headers = {"authorization": f"Bearer {client.api_key}", "content-type": "application/json"}

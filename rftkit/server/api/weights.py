@@ -48,18 +48,21 @@ async def weights(
     platform: PlatformDep,
     request: Request,
     model: str,
-    format: FormatName = "peft",
+    merged: bool = False,
+    format: FormatName | None = None,
     quantize: Annotated[str | None, Query(max_length=40)] = None,
     rows: Annotated[int, Query(ge=0, le=MAX_ROWS)] = ROWS,
 ) -> Response:
     """The adapter of a fine-tuned model, a whole model, or a GGUF file. One at a time.
 
-    `rows` of the job's rows are answered by what was written and compared; 0 leaves the check out.
-    A POST, because it starts a process and fills a folder: no link and no picture does that.
+    `merged` is the older spelling of `format=merged`. `rows` of the job's rows are answered by what
+    was written and compared; 0 leaves the check out. A POST, because it starts a process and fills
+    a folder: no link and no picture does that.
     """
+    form = format or ("merged" if merged else "peft")
     wanted = [
         "--format",
-        format,
+        form,
         "--rows",
         str(rows),
         *([f"--quantize={quantize.lower()}"] if quantize else []),

@@ -393,6 +393,7 @@ def test_the_command_fails_when_the_folder_is_not_the_model(
     [
         ([], "name one folder"),
         (["a", "--out", "b"], "name one folder"),
+        (["a", "--merged", "--format", "gguf"], "--merged is --format merged"),
         (["a", "--quantize", "q8_0"], "--quantize is for --format gguf"),
         (["a", "--push", "it"], "expected OWNER/NAME"),
     ],

@@ -202,7 +202,7 @@ def test_one_export_at_a_time_and_none_outlives_its_client(
     platform: openai.OpenAI, tmp_path: Path
 ) -> None:
     exports = Path(home_of(platform)) / "exports"
-    url = str(platform.base_url).replace("/v1/", "/rftkit/models/rftkit-tiny/weights?format=merged")
+    url = str(platform.base_url).replace("/v1/", "/rftkit/models/rftkit-tiny/weights?merged=true")
     with pytest.raises(HTTPError, match="405"):
         urlopen(url)  # what a picture on a web page does
     parts = urlsplit(url)
@@ -217,4 +217,4 @@ def test_one_export_at_a_time_and_none_outlives_its_client(
     while list(exports.iterdir()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    fetch_weights(platform, "rftkit-tiny", tmp_path / "third", format="merged")
+    fetch_weights(platform, "rftkit-tiny", tmp_path / "third", merged=True)
