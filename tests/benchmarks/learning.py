@@ -46,6 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "maxrl": {"metadata": {"advantage": "maxrl"}},
     "shuffled": {"metadata": {"stratify": "none"}},
     "constant_rate": {"metadata": {"schedule": "constant"}},
+    "linear": {"metadata": {"schedule": "linear"}},
     "no_warmup": {"metadata": {"warmup_steps": "0"}},
     "third_rate": {"learning_rate_multiplier": 1.0},
     "whole_credit": {"metadata": {"credit": "answer"}},

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from server.engine.test_torch import groups_from, moved_policy, requests
 
-from rftkit.server.engine.torch import lora
+from rftkit.server.engine.torch import products
 from rftkit.server.engine.torch.batches import lay_out, micro_batches
 from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.engine.torch.packed import Packed
@@ -52,11 +52,11 @@ def test_a_processor_without_bfloat16_products_takes_bfloat16_weights(
 
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse)
-    lora._packs.cache_clear()
+    products._has_products.cache_clear()
     try:
         TorchEngine(write(tmp_path, "Llama"), name="test", device="cpu", dtype=torch.bfloat16)
     finally:
-        lora._packs.cache_clear()
+        products._has_products.cache_clear()
 
 
 def test_written_out_layers_give_what_transformers_layers_give(engine: TorchEngine) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from rftkit.server.engine.grammar import Masks, unpack
+from rftkit.server.engine.torch import products
 
 __all__ = ["most_likely", "scores", "token_logprobs"]
 
@@ -198,6 +199,8 @@ def _project(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
     """Float32 logits: in bfloat16 those near 30 would be rounded to quarters."""
     if hidden.is_cuda and head.dtype != torch.float32:
         return torch.mm(hidden.to(head.dtype), head.T, out_dtype=torch.float32)
+    if hidden.dtype == head.dtype == torch.float32:
+        return products.linear(hidden, head)
     with _products_in(hidden.dtype):
         return torch.nn.functional.linear(hidden.to(head.dtype), head).float()
 

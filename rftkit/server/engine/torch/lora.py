@@ -10,7 +10,6 @@ gradient of W.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import linear
 
+from rftkit.server.engine.torch import products
 from rftkit.server.engine.values import LoraConfig
 
 __all__ = ["AdapterWeights", "Block", "add_blocks", "fresh_adapter", "load_adapter", "save_adapter"]
@@ -39,7 +39,10 @@ adapters on them alone, so they get none here."""
 MAMBAS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 """Model types whose `out_proj` PEFT refuses."""
 PACKED_ROWS = 640
-"""Up to this many rows a product is faster with weights packed beforehand."""
+"""Up to this many rows a product is faster with bfloat16 weights packed beforehand."""
+PACKED_WIDE_ROWS = 256
+"""The same for float32 weights, of which a packed copy is large: as many rows as decode together.
+A pass of more than `PACKED_ROWS` may need the memory of these copies."""
 Part = Literal["W", "A", "W | B"]
 """The weight; [A | 0], which takes the same inputs as [W | B]."""
 
@@ -66,6 +69,8 @@ class Block(nn.Module):
         self._low_a: torch.Tensor | None = None
         self._low_b: torch.Tensor | None = None
         self._wide = self.weight.data  # [W | B] (out, in + ranks); the weight is a part of it
+        self.packs = True
+        """Whether there is memory for packed copies of float32 weights."""
         self._packed: dict[Part, torch.Tensor] = {}
         self._last: tuple[torch.Tensor, list[torch.Tensor]] | None = None
 
@@ -207,21 +212,16 @@ class Block(nn.Module):
         matrix = {"W": self.weight, "A": self._low_a, "W | B": self._wide}[part]
         assert matrix is not None
         bias = None if part == "A" else self.bias
-        if len(rows) > PACKED_ROWS or not rows.is_cpu or not _packs(matrix.dtype):
-            return linear(rows, matrix, bias)
+        most = PACKED_ROWS
+        if matrix.dtype == torch.float32:
+            most = PACKED_WIDE_ROWS if self.packs else 0
+            if len(rows) > PACKED_ROWS:
+                self._packed.clear()
+        if len(rows) > most or not products.is_packable(matrix):
+            return products.linear(rows, matrix, bias)
         if part not in self._packed:
-            self._packed[part] = torch.ops.mkldnn._reorder_linear_weight(matrix.detach(), 64)
-        packed = self._packed[part]
-        y = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-        return cast(torch.Tensor, y)
-
-
-@functools.cache
-def _packs(dtype: torch.dtype) -> bool:
-    """Whether this processor multiplies packed weights: bfloat16, with the instructions for it."""
-    if dtype != torch.bfloat16 or not torch.backends.mkldnn.is_available():
-        return False
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+            self._packed[part] = products.pack(matrix)
+        return products.linear(rows, self._packed[part], bias)
 
 
 class _Member(nn.Module):

@@ -109,7 +109,7 @@ class LoadedModel(Prompting):
         ]
         """Outside the decoder, whose linear layers are blocks now."""
         self._layers = Layers(self._decoder)
-        self.memory_bytes: int | None = free_bytes(self.device)
+        self.memory_bytes = free_bytes(self.device)
         self._stack: Stack | None = None
         self._by_ids = False
         with _one_thread():
@@ -130,6 +130,18 @@ class LoadedModel(Prompting):
     def grammars(self) -> Grammars:
         """Compiled schemas; made when first needed, since that takes a second."""
         return Grammars(self.tokenizer, self.head.shape[0], sorted(self.eos_ids))
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Memory that one wave, or one backward pass, may take; None: anything."""
+        return self._memory_bytes
+
+    @memory_bytes.setter
+    def memory_bytes(self, value: int | None) -> None:
+        self._memory_bytes = value
+        wanted = sum(block.weight.nbytes for block in self.blocks)
+        for block in self.blocks:
+            block.packs = value is None or wanted <= value
 
     @property
     def facts(self) -> dict[str, Any]:
