@@ -144,10 +144,15 @@ def rollouts(found: Mapping[str, Any] | None, *, page: int = 8, max_bytes: int =
     num = sum(len(group["rollouts"]) for group in groups)
     flat = [group for group in groups if not _spread(_rewards_of(group))]
     guided = sum(bool(group.get("guided")) for group in flat)
+    learns = "has" if guided == 1 else "have"
     said = (
         f"Step {found['step']}: {counted(num, 'completion')} in {counted(len(groups), 'group')}; "
-        f"in {len(flat)} all rewards are equal, so that there is no signal"
-        + (f" but that of a reference answer, which {guided} of them have." if guided else ".")
+        f"in {len(flat)} all rewards are equal, "
+        + (
+            f"and {guided} of these {learns} a reference answer to learn from."
+            if guided
+            else "so that there is no signal."
+        )
     )
     return join([note(said), listed], plain=said)
 

@@ -93,7 +93,7 @@ def test_rollouts_come_best_first_with_their_advantage() -> None:
     assert "Step 3: 5 completions in 2 groups; in 1 all rewards are equal, so that" in html
     assert "! 1 failed; spread 0.50" in html
     assert "= flat, no signal" in html
-    assert "no signal but that of" not in html
+    assert "reference answer to learn from" not in html
     first = html.index("reward 0.75 (+0.25)")
     assert first < html.index("reward 0.25 (−0.25)") < html.index("not graded")
     assert "3 tokens, cut off" in html
@@ -104,7 +104,7 @@ def test_rollouts_come_best_first_with_their_advantage() -> None:
 def test_a_flat_group_with_a_reference_answer_is_not_without_signal() -> None:
     guided = group(1, 0.0, 0.0) | {"guided": group(1, 1.0)["rollouts"]}
     shown = views.rollouts({"step": 3, "groups": [guided]})
-    assert shown.plain.endswith("no signal but that of a reference answer, which 1 of them have.")
+    assert shown.plain.endswith("and 1 of these has a reference answer to learn from.")
     assert "= flat, guided by its reference" in shown
     assert "= flat, no signal" not in shown
     assert (
