@@ -58,13 +58,27 @@ def test_a_large_layer_gives_the_numbers_of_a_plain_product(rows: int, adapts: b
 
 
 @needs_onednn
-def test_a_packed_copy_is_made_again_after_an_update() -> None:
+def test_one_packed_copy_serves_every_adapter_and_outlives_their_updates() -> None:
+    """Two checkpoints that chat in turns would else pack all weights at each turn."""
     made, x = block(), torch.randn(4, WIDE[1])
     multiplied(made, x)
-    assert "W | B" in made._packed
+    assert list(made._packed) == ["W"]
+    copy = made._packed["W"]
     assert made._adapter is not None
     made._adapter[1][0].mul_(3)
     made.refresh()
+    torch.testing.assert_close(multiplied(made, x), expected(made, x), atol=1e-4, rtol=1e-4)
+    made.use(None, 0.0)
+    torch.testing.assert_close(multiplied(made, x), expected(made, x), atol=1e-4, rtol=1e-4)
+    assert made._packed == {"W": copy}
+
+
+@needs_onednn
+def test_a_packed_copy_is_made_again_when_the_weight_changes() -> None:
+    made, x = block(adapts=False), torch.randn(4, WIDE[1])
+    multiplied(made, x)
+    made.weight.mul_(3)
+    made.moved()
     torch.testing.assert_close(multiplied(made, x), expected(made, x), atol=1e-4, rtol=1e-4)
 
 

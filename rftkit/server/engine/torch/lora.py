@@ -119,6 +119,12 @@ class Block(nn.Module):
             return self._times(rows, "W"), None
         rows[:, self._inputs :] = 0  # multiplied by the zeros of [A | 0]
         hidden = self._times(rows, "A")
+        if rows.dtype == torch.float32 and self._is_packed(len(rows), self.weight):
+            # One copy serves all adapters. One of [W | B] would be made again for each of two that
+            # chat in turns, and is large.
+            assert self._low_b is not None
+            y = self._times(rows[:, : self._inputs], "W")
+            return y.addmm_(hidden, self._low_b.T), hidden
         rows[:, self._inputs :] = hidden
         return self._times(rows, "W | B"), hidden
 
@@ -212,16 +218,20 @@ class Block(nn.Module):
         matrix = {"W": self.weight, "A": self._low_a, "W | B": self._wide}[part]
         assert matrix is not None
         bias = None if part == "A" else self.bias
-        most = PACKED_ROWS
-        if matrix.dtype == torch.float32:
-            most = PACKED_WIDE_ROWS if self.packs else 0
-            if len(rows) > PACKED_ROWS:
-                self._packed.clear()
-        if len(rows) > most or not products.is_packable(matrix):
+        if matrix.dtype == torch.float32 and len(rows) > PACKED_ROWS:
+            self._packed.clear()
+        if not self._is_packed(len(rows), matrix):
             return products.linear(rows, matrix, bias)
         if part not in self._packed:
             self._packed[part] = products.pack(matrix)
         return products.linear(rows, self._packed[part], bias)
+
+    def _is_packed(self, num: int, matrix: torch.Tensor) -> bool:
+        """Whether a product of `num` rows takes a packed copy of a matrix."""
+        most = PACKED_ROWS
+        if matrix.dtype == torch.float32:
+            most = PACKED_WIDE_ROWS if self.packs else 0
+        return num <= most and products.is_packable(matrix)
 
 
 class _Member(nn.Module):
