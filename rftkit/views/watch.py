@@ -144,15 +144,13 @@ def rollouts(found: Mapping[str, Any] | None, *, page: int = 8, max_bytes: int =
     num = sum(len(group["rollouts"]) for group in groups)
     flat = [group for group in groups if not _spread(_rewards_of(group))]
     guided = sum(bool(group.get("guided")) for group in flat)
-    learns = "has" if guided == 1 else "have"
+    what_follows = "so that there is no signal"
+    if guided:
+        have = "has" if guided == 1 else "have"
+        what_follows = f"and {guided} of these {have} a reference answer to learn from"
     said = (
         f"Step {found['step']}: {counted(num, 'completion')} in {counted(len(groups), 'group')}; "
-        f"in {len(flat)} all rewards are equal, "
-        + (
-            f"and {guided} of these {learns} a reference answer to learn from."
-            if guided
-            else "so that there is no signal."
-        )
+        f"in {len(flat)} all rewards are equal, {what_follows}."
     )
     return join([note(said), listed], plain=said)
 

@@ -598,7 +598,7 @@ def main() -> None:
     parser.add_argument("--out", default="engine.png")
     parser.add_argument("--dtype", default=None, help="of TRL's model; default: what rftkit picks")
     options = parser.parse_args()
-    least = 3 if options.budget else 2  # a budget counts one more step, and times it not
+    least = 3 if options.budget else 2  # with a budget the last step is counted, and not timed
     if options.steps is not None and options.steps < least:
         parser.error(f"--steps must be at least {least}: the first step warms up and is left out")
     if options.model is None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from rftkit.server.engine.torch import lora, products
 from rftkit.server.engine.torch.engine import TorchEngine
-from rftkit.server.engine.torch.lora import PACKED_ROWS, PACKED_WIDE_ROWS, Block
+from rftkit.server.engine.torch.lora import PACKED_FLOAT32_ROWS, PACKED_ROWS, Block
 from rftkit.server.engine.values import LoraConfig
 
 WIDE = (640, 512)  # out, in: large enough for oneDNN
@@ -50,7 +50,7 @@ def expected(made: Block, rows: torch.Tensor) -> torch.Tensor:
     return y + scale * (rows @ a.T) @ b.T
 
 
-@pytest.mark.parametrize("rows", [1, 7, PACKED_WIDE_ROWS + 1, PACKED_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, 7, PACKED_FLOAT32_ROWS + 1, PACKED_ROWS + 1])
 @pytest.mark.parametrize("adapts", [True, False])
 def test_a_large_layer_gives_the_numbers_of_a_plain_product(rows: int, adapts: bool) -> None:
     made, x = block(adapts=adapts), torch.randn(rows, WIDE[1])
@@ -115,3 +115,15 @@ def test_a_part_of_a_wider_matrix_is_left_to_mkl(monkeypatch: pytest.MonkeyPatch
     x, wider = torch.randn(4, WIDE[1]), torch.randn(WIDE[0], WIDE[1] + 16)
     part = wider[:, : WIDE[1]]
     torch.testing.assert_close(products.linear(x, part), x @ part.T)
+
+
+@pytest.mark.parametrize("rows", [4, PACKED_FLOAT32_ROWS + 1, PACKED_ROWS + 1])
+def test_the_base_gives_the_same_bits_before_and_after_it_had_an_adapter(rows: int) -> None:
+    """A resumed job computes its reference before its adapter; the job that ran through, after."""
+    made, x = block(adapts=False), torch.randn(rows, WIDE[1])
+    before = multiplied(made, x)
+    weights = lora.fresh_adapter([made], LoraConfig(8, 16), torch.Generator().manual_seed(0))
+    made.use(weights, 2.0)
+    multiplied(made, x)
+    made.use(None, 0.0)
+    assert torch.equal(multiplied(made, x), before)

@@ -40,9 +40,9 @@ MAMBAS = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 """Model types whose `out_proj` PEFT refuses."""
 PACKED_ROWS = 640
 """Up to this many rows a product is faster with bfloat16 weights packed beforehand."""
-PACKED_WIDE_ROWS = 256
-"""The same for float32 weights, of which a packed copy is large: as many rows as decode together.
-A pass of more than `PACKED_ROWS` may need the memory of these copies."""
+PACKED_FLOAT32_ROWS = 256
+"""The same for float32 weights, whose packed copy is large: as many rows as decode together. A pass
+of more than `PACKED_ROWS` may need the memory of these copies."""
 Part = Literal["W", "A", "W | B"]
 """The weight; [A | 0], which takes the same inputs as [W | B]."""
 
@@ -221,7 +221,10 @@ class Block(nn.Module):
         if matrix.dtype == torch.float32 and len(rows) > PACKED_ROWS:
             self._packed.clear()
         if not self._is_packed(len(rows), matrix):
-            return products.linear(rows, matrix, bias)
+            # W becomes a part of [W | B] when an adapter is put on, and oneDNN is no choice for a
+            # part. Its numbers must not depend on whether that has happened: a resumed job
+            # computes with the base alone first.
+            return (linear if part == "W" else products.linear)(rows, matrix, bias)
         if part not in self._packed:
             self._packed[part] = products.pack(matrix)
         return products.linear(rows, self._packed[part], bias)
@@ -230,7 +233,7 @@ class Block(nn.Module):
         """Whether a product of `num` rows takes a packed copy of a matrix."""
         most = PACKED_ROWS
         if matrix.dtype == torch.float32:
-            most = PACKED_WIDE_ROWS if self.packs else 0
+            most = PACKED_FLOAT32_ROWS if self.packs else 0
         return num <= most and products.is_packable(matrix)
 
 

@@ -49,8 +49,8 @@ def linear(
 ) -> torch.Tensor:
     """The linear layer's product of rows (N, in); the weight (out, in) may be packed."""
     # oneDNN is fast for weights without gaps; a part of a wider matrix took it 100 times as long.
-    is_wide = weight.dtype == torch.float32 and weight.is_contiguous() and is_packable(weight)
-    if weight.is_mkldnn or is_wide:
+    is_fast = weight.dtype == torch.float32 and weight.is_contiguous() and is_packable(weight)
+    if weight.is_mkldnn or is_fast:
         y = torch.ops.mkldnn._linear_pointwise(rows, weight.detach(), bias, "none", [], "")
         return cast(torch.Tensor, y)
     return functional.linear(rows, weight, bias)
