@@ -81,13 +81,15 @@ def _rows(missing: Mapping[str, float]) -> str:
 
 
 def values_collapsed(story: Story) -> Iterator[Finding]:
-    """In the last two training steps, or else in the last validation; step 0 never counts."""
+    """In the last two training steps, or else in the last two validations.
+
+    Step 0 never counts. A single validation counts at the end of a job only: greedy answers are all
+    the same as soon as one value is the most likely everywhere, which training often passes through
+    on its way.
+    """
     for name in dict.fromkeys(name for name, _ in story.answers):
-        new = list(_collapsed_in_training(story, name))
-        valid = story.answers.get((name, "valid"))
-        if not new and valid and (story.last_valid or {}).get("step"):
-            new = list(collapsed(name, valid, "in the last validation"))
-        yield from new
+        found = list(_collapsed_in_training(story, name)) or _collapsed_in_validation(story, name)
+        yield from found
 
 
 def _collapsed_in_training(story: Story, name: str) -> Iterator[Finding]:
@@ -107,16 +109,33 @@ def _collapsed_in_training(story: Story, name: str) -> Iterator[Finding]:
         "num_samples": sum(side["num_samples"] for side in sides),
         "num_prompts": sum(side["num_prompts"] for side in sides),
     }
-    yield from collapsed(name, pooled, f"in {story.last_steps(2)}")
+    yield from collapsed(name, pooled, f"in {story.last_steps(2)}", story.settings)
 
 
-def collapsed(name: str, found: Json, where: str) -> Iterator[Finding]:
+def _collapsed_in_validation(story: Story, name: str) -> list[Finding]:
+    last, before = (_validation(data, name) for data in (story.last_valid, story.valid_before))
+    found = list(collapsed(name, last, "in the last validation", story.settings))
+    is_end = story.last_valid is not None and story.last_valid["step"] == story.total_steps
+    return found if is_end or list(collapsed(name, before, "")) else []
+
+
+def _validation(data: Json | None, name: str) -> Json:
+    """A closed answer in a validation; empty for step 0, and where there is none."""
+    lines = (data or {}).get("answers") or [] if (data or {}).get("step") else []
+    found: Json = next((line.get("valid") or {} for line in lines if line["name"] == name), {})
+    return found
+
+
+def collapsed(
+    name: str, found: Json, where: str, settings: Json | None = None
+) -> Iterator[Finding]:
     """Answers that are nearly all the same, when the references are not.
 
     Args:
         name: place of the answer.
         found: `samples` and `references` (value -> share), `num_samples` and `num_prompts`.
         where: such as `at step 12`.
+        settings: those of the job, as far as they are known; what is set already is not advised.
     """
     samples, wanted = found.get("samples") or {}, found.get("references") or {}
     if found.get("num_samples", 0) < LEAST_ANSWERS // 2 or not samples:
@@ -133,9 +152,17 @@ def collapsed(name: str, found: Json, where: str) -> Iterator[Finding]:
         name,
         f"`{name}` is `{_short(top)}` in {share:.0%} of the answers {where}{have}: the model "
         "has settled on one value, whatever the prompt.",
-        "Start again with a lower `learning_rate_multiplier` (a third), or with metadata "
-        "`advantage` = `per_grader`, which pulls the rarer values back; an earlier checkpoint may "
-        "be usable.",
+        _against_collapse(settings or {}),
+    )
+
+
+def _against_collapse(settings: Json) -> str:
+    lower = "Start again with a lower `learning_rate_multiplier` (a third)"
+    if settings.get("advantage") == "per_grader":
+        return f"{lower}; an earlier checkpoint may be usable."
+    return (
+        f"{lower}, or with metadata `advantage` = `per_grader`, which pulls the rarer values back; "
+        "an earlier checkpoint may be usable."
     )
 
 

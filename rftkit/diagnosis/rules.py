@@ -69,7 +69,7 @@ def _cut_off(story: Story) -> Iterator[Finding]:
         shares = _known([learning(story.last_valid).get("valid_truncated_share")])
         where = "the validation answers"
     if shares and (share := _mean(shares)) > CUT_SHARE:
-        limit = story.max_completion_tokens
+        limit = story.settings.get("max_completion_tokens")
         at = f" at {counted(limit, 'token')}" if limit else ""
         yield Finding(
             "cut_off",
@@ -175,9 +175,9 @@ def _flat_grader(story: Story) -> Iterator[Finding]:
             name,
             f"Every group was flat in `{name}` in {story.last_steps(WINDOW)}: the model "
             "cannot learn what it asks for from them.",
-            "Raise `compute_multiplier` for more completions a prompt, set metadata `refill` to "
-            "draw further prompts, or start from a model that is right sometimes, for example a "
-            "supervised job.",
+            "Raise `compute_multiplier` for more completions a prompt, "
+            f"{_set_or_raise(story, 'refill')} to draw further prompts, or start from a model that "
+            "is right sometimes, for example a supervised job.",
         )
 
 
@@ -216,9 +216,14 @@ def _entropy(story: Story) -> Iterator[Finding]:
             "",
             f"The entropy is {mean:.3f} nats per token in {story.last_steps(len(values))}: the "
             "model rarely tries anything else, although its rewards are below the best so far.",
-            "Start again with a lower `learning_rate_multiplier` (a third), or set metadata "
-            "`entropy_floor`.",
+            "Start again with a lower `learning_rate_multiplier` (a third), or "
+            f"{_set_or_raise(story, 'entropy_floor')}.",
         )
+
+
+def _set_or_raise(story: Story, name: str) -> str:
+    value = story.settings.get(name)
+    return f"raise metadata `{name}` ({value:g} now)" if value else f"set metadata `{name}`"
 
 
 RULES: Sequence[Callable[[Story], Iterable[Finding]]] = (

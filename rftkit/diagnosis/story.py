@@ -47,7 +47,8 @@ class Range:
 class Story:
     """The metric events of a job up to a step."""
 
-    max_completion_tokens: int | None = None
+    settings: Json = field(default_factory=dict)
+    """The settings that the job runs with, as its first event shows them; empty if unknown."""
     step: int = 0
     """The step that was added last."""
     total_steps: int | None = None
@@ -67,12 +68,20 @@ class Story:
     """The step after which the job paused because its answers could not be scored."""
     first_valid: Json | None = None
     last_valid: Json | None = None
+    valid_before: Json | None = None
+    """The validation before the last one."""
     ranges: dict[str, Range] = field(default_factory=dict)
     """Name of a grader, and "" for the whole reward -> its rewards so far."""
     answers: dict[tuple[str, str], Json] = field(default_factory=dict)
     """(place of the answer, train or valid) -> its newest figures."""
     references: dict[str, Counter[str]] = field(default_factory=dict)
     """Place of the answer -> references seen so far, training and validation rows."""
+
+    @classmethod
+    def under(cls, settings: Json) -> Story:
+        """The empty story of a job that runs with these settings."""
+        start, alarms = settings.get("branch_step") or 0, Alarms(settings.get("alarm_rate"))
+        return cls(settings, start=start, alarms=alarms)
 
     def add(self, data: Json) -> None:
         """Add one metric event; events must be in the order of steps."""
@@ -87,7 +96,7 @@ class Story:
             self.num_idle_steps += figures.get("flat_groups") == 1 and "loss" not in figures
         if _valid_mean(data) is not None:
             self.first_valid = self.first_valid or data
-            self.last_valid = data
+            self.valid_before, self.last_valid = self.last_valid, data
         self._add_rewards(data)
         self._add_answers(data)
 
@@ -146,17 +155,17 @@ class Story:
 
 def story_of(events: Iterable[Json]) -> Story:
     """Summarise the events of a job, in any order."""
-    story, steps = Story(), {}
+    settings: Json = {}
+    paused_at, steps = None, {}
     for event in events:
         data = event.get("data") or {}
-        if settings := data.get("hyperparameters"):
-            story.max_completion_tokens = settings.get("max_completion_tokens")
-            story.start = settings.get("branch_step") or 0
-            story.alarms = Alarms(settings.get("alarm_rate"))
+        settings = data.get("hyperparameters") or settings
         if data.get("unscorable") is not None:
-            story.paused_at = data.get("step")
+            paused_at = data.get("step")
         if event.get("type") == "metrics" and data.get("step") is not None:
             steps[int(data["step"])] = data
+    story = Story.under(settings)
+    story.paused_at = paused_at
     for _, data in sorted(steps.items()):
         story.add(data)
     return story

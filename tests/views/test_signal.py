@@ -99,6 +99,46 @@ def test_answers_that_collapse_in_training_are_named() -> None:
     assert "collapsed:compliant" not in codes([event(step, yes=0.97) for step in range(1, 3)])
 
 
+def validation(step: int, yes: float, total_steps: int = 8) -> dict[str, Any]:
+    """A step whose validation answers are `yes` in this share, and whose samples are mixed."""
+    found = event(step)
+    found["data"]["total_steps"] = total_steps
+    found["data"]["scores"]["valid_reward_mean"] = 0.5
+    if step:
+        found["data"]["answers"][0]["valid"] = side(yes, 0, [])
+    return found
+
+
+def test_one_validation_with_equal_answers_is_no_collapse_before_the_end() -> None:
+    """Greedy answers are equal as soon as one value is the most likely one for every prompt."""
+    equal = [validation(0, 1), validation(2, 1), event(3)]
+    assert "collapsed:compliant" not in codes(equal)
+    assert "collapsed:compliant" not in codes([*equal, validation(4, 0.4)])
+    assert "collapsed:compliant" in codes([*equal, validation(4, 0.0)]), "another one, again alike"
+    assert "collapsed:compliant" in codes([validation(0, 1), validation(8, 1)]), "the end of a job"
+
+
+def test_what_is_set_already_is_not_advised() -> None:
+    collapse = [event(step, yes=0.97) for step in range(1, 6)]
+    flat = [event(step) for step in range(1, 6)]
+    for each in flat:
+        each["data"]["scores"]["graders"][0]["train_flat_groups"] = 1.0
+    calm = [event(step, entropy=0.001) for step in range(1, 6)]
+
+    def advice(events: list[dict[str, Any]], code: str, **settings: Any) -> str:
+        started = {"type": "message", "data": {"hyperparameters": settings}}
+        return next(f.advice for f in findings(story_of([started, *events])) if f.code == code)
+
+    assert "`per_grader`" in advice(collapse, "collapsed", advantage="mean")
+    assert "`per_grader`" not in advice(collapse, "collapsed", advantage="per_grader")
+    assert "set metadata `refill`" in advice(flat, "flat_grader", refill=0)
+    assert "raise metadata `refill` (8 now)" in advice(flat, "flat_grader", refill=8)
+    assert "set metadata `entropy_floor`" in advice(calm, "low_entropy", entropy_floor=0.0)
+    assert "raise metadata `entropy_floor` (0.1 now)" in advice(
+        calm, "low_entropy", entropy_floor=0.1
+    )
+
+
 def about(value: float, half: float = 0.1) -> Change:
     return Change(value, value - half, value + half)
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from rftkit.diagnosis import Alarms, Story
+from rftkit.diagnosis import Story
 from rftkit.graders import AnswerField, CompiledGrader, answer_fields, reference_answer
 from rftkit.lineage import origin_of
 from rftkit.rows import Row
@@ -182,11 +182,7 @@ class Run(Generic[P]):
     @cached_property
     def history(self) -> History:
         """The metrics that the job has reported so far."""
-        story = Story(self.plan.max_completion_tokens)
-        if isinstance(self.plan, Plan):
-            story.start = self.plan.branch_step
-            story.alarms = Alarms(self.plan.alarm_rate)
-        return History(self.store, self.job.id, story)
+        return History(self.store, self.job.id, Story.under(self.plan.to_dict()))
 
     def model_name(self, step: int | None) -> str:
         """`ft:{base}:local:{suffix}:{id}`, with `:ckpt-step-{N}` unless it is the final model."""
