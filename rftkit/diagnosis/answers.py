@@ -34,7 +34,9 @@ NAMED = 3
 
 def values_never_sampled(story: Story) -> Iterator[Finding]:
     """Where references guide, the first steps are given time to bring a value."""
-    is_guided = any(learning(data).get("guided") for data in story.recent)
+    is_guided = story.settings.get("guidance") == "references" or any(
+        learning(data).get("guided") for data in story.recent
+    )
     if is_guided and story.num_steps < GUIDED_STEPS:
         return
     for (name, side), found in story.answers.items():
@@ -83,9 +85,9 @@ def _rows(missing: Mapping[str, float]) -> str:
 def values_collapsed(story: Story) -> Iterator[Finding]:
     """In the last two training steps, or else in the last two validations.
 
-    Step 0 never counts. A single validation counts at the end of a job only: greedy answers are all
-    the same as soon as one value is the most likely everywhere, which training often passes through
-    on its way.
+    The baseline never counts. A single validation counts at the end of a job only: greedy answers
+    are all the same as soon as one value is the most likely everywhere, which training often passes
+    through on its way.
     """
     for name in dict.fromkeys(name for name, _ in story.answers):
         found = list(_collapsed_in_training(story, name)) or _collapsed_in_validation(story, name)
@@ -113,16 +115,19 @@ def _collapsed_in_training(story: Story, name: str) -> Iterator[Finding]:
 
 
 def _collapsed_in_validation(story: Story, name: str) -> list[Finding]:
-    last, before = (_validation(data, name) for data in (story.last_valid, story.valid_before))
+    last = _validation(story, story.last_valid, name)
+    before = _validation(story, story.valid_before, name)
     found = list(collapsed(name, last, "in the last validation", story.settings))
     is_end = story.last_valid is not None and story.last_valid["step"] == story.total_steps
     return found if is_end or list(collapsed(name, before, "")) else []
 
 
-def _validation(data: Json | None, name: str) -> Json:
-    """A closed answer in a validation; empty for step 0, and where there is none."""
-    lines = (data or {}).get("answers") or [] if (data or {}).get("step") else []
-    found: Json = next((line.get("valid") or {} for line in lines if line["name"] == name), {})
+def _validation(story: Story, data: Json | None, name: str) -> Json:
+    """A closed answer in a validation; empty where there is none, and for the baseline."""
+    if data is None or data["step"] <= story.start:
+        return {}
+    lines = [line for line in data.get("answers") or [] if line["name"] == name]
+    found: Json = lines[0].get("valid") or {} if lines else {}
     return found
 
 

@@ -63,6 +63,8 @@ def test_a_sub_grader_that_did_not_move_is_named_with_where_the_gain_came_from()
 
 def test_references_that_guide_a_job_are_given_time_and_not_advised_again() -> None:
     assert not codes([event(step, guided=30) for step in (1, 2, 3, 5)])
+    started = {"type": "message", "data": {"hyperparameters": {"guidance": "references"}}}
+    assert not codes([started, *(event(step) for step in (1, 2, 3, 5))])
     steps = [event(step, guided=30) for step in (1, 2, 3, 5, 6, 7)]
     [found] = findings(story_of(steps))
     assert found.key == "never_sampled:compliant"
@@ -115,6 +117,8 @@ def test_one_validation_with_equal_answers_is_no_collapse_before_the_end() -> No
     assert "collapsed:compliant" not in codes(equal)
     assert "collapsed:compliant" not in codes([*equal, validation(4, 0.4)])
     assert "collapsed:compliant" in codes([*equal, validation(4, 0.0)]), "another one, again alike"
+    branch = {"type": "message", "data": {"hyperparameters": {"branch_step": 2}}}
+    assert "collapsed:compliant" not in codes([branch, validation(2, 1), validation(4, 1)])
     assert "collapsed:compliant" in codes([validation(0, 1), validation(8, 1)]), "the end of a job"
 
 
