@@ -87,7 +87,10 @@ def _unscorable(story: Story) -> Iterator[Finding]:
             "unscorable",
             "",
             f"{share:.0%} of the answers could not be scored, though they were not cut off.",
-            "Give the job a `response_format`, so that answers have the form that the grader "
+            "Check that the grader reads what the `response_format` asks for (`rftkit check DATA "
+            "-g GRADER --model MODEL`), and read a few answers: this service may not enforce it."
+            if story.settings.get("response_format")
+            else "Give the job a `response_format`, so that answers have the form that the grader "
             "reads.",
         )
 

@@ -48,7 +48,8 @@ class Story:
     """The metric events of a job up to a step."""
 
     settings: Json = field(default_factory=dict)
-    """The settings that the job runs with, as its first event shows them; empty if unknown."""
+    """The settings that the job runs with, as its first event shows them, and whether it has a
+    `response_format`; empty if unknown."""
     step: int = 0
     """The step that was added last."""
     total_steps: int | None = None
@@ -159,7 +160,8 @@ def story_of(events: Iterable[Json]) -> Story:
     paused_at, steps = None, {}
     for event in events:
         data = event.get("data") or {}
-        settings = data.get("hyperparameters") or settings
+        if given := data.get("hyperparameters"):
+            settings = {**given, "response_format": data.get("response_format")}
         if data.get("unscorable") is not None:
             paused_at = data.get("step")
         if event.get("type") == "metrics" and data.get("step") is not None:

@@ -128,9 +128,16 @@ def test_what_is_set_already_is_not_advised() -> None:
     for each in flat:
         each["data"]["scores"]["graders"][0]["train_flat_groups"] = 1.0
     calm = [event(step, entropy=0.001) for step in range(1, 6)]
+    unread = [event(step) for step in range(1, 6)]
+    for each in unread:
+        each["data"]["mean_unresponsive_rewards"] = 0.9
 
     def advice(events: list[dict[str, Any]], code: str, **settings: Any) -> str:
-        started = {"type": "message", "data": {"hyperparameters": settings}}
+        given = settings.pop("response_format", False)
+        started = {
+            "type": "message",
+            "data": {"hyperparameters": settings, "response_format": given},
+        }
         return next(f.advice for f in findings(story_of([started, *events])) if f.code == code)
 
     assert "`per_grader`" in advice(collapse, "collapsed", advantage="mean")
@@ -141,6 +148,8 @@ def test_what_is_set_already_is_not_advised() -> None:
     assert "raise metadata `entropy_floor` (0.1 now)" in advice(
         calm, "low_entropy", entropy_floor=0.1
     )
+    assert "Give the job a `response_format`" in advice(unread, "unscorable", refill=0)
+    assert "Give the job" not in advice(unread, "unscorable", refill=0, response_format=True)
 
 
 def about(value: float, half: float = 0.1) -> Change:

@@ -182,7 +182,9 @@ class Run(Generic[P]):
     @cached_property
     def history(self) -> History:
         """The metrics that the job has reported so far."""
-        return History(self.store, self.job.id, Story.under(self.plan.to_dict()))
+        has_format = self.response_format is not None
+        settings = {**self.plan.to_dict(), "response_format": has_format}
+        return History(self.store, self.job.id, Story.under(settings))
 
     def model_name(self, step: int | None) -> str:
         """`ft:{base}:local:{suffix}:{id}`, with `:ckpt-step-{N}` unless it is the final model."""

@@ -227,6 +227,7 @@ class Preparation:
                 "hyperparameters": resolved,
                 "multipliers": plan.multipliers,
                 "ignored": ignored,
+                "response_format": bool((self._job.grading or {}).get("response_format")),
                 "rows": {"train": len(self.examples or self.rows), "valid": valid},
                 "engine": dict(self._engine.facts),
             },
