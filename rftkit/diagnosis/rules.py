@@ -205,10 +205,19 @@ def _unchanged_grader(story: Story) -> Iterator[Finding]:
             gain_sentence(
                 total, parts, f"validation reward (step {first['step']} to {last['step']})"
             ),
-            f"To teach `{name}`, give it more weight in the formula, train more steps, or raise "
-            "`compute_multiplier`, so that more groups differ in it.",
+            f"To teach `{name}`, {_guiding(story, name)}give it more weight in the formula, train "
+            "more steps, or raise `compute_multiplier`, so that more groups differ in it.",
         )
         return
+
+
+def _guiding(story: Story, grader: str) -> str:
+    """The advice to let references guide an answer, where it has some and they do not yet."""
+    lines = [line for data in story.recent for line in data.get("answers") or []]
+    known = {line.get("grader") for line in lines if story.references.get(line["name"])}
+    if story.settings.get("guidance") == "none" and grader in known:
+        return "let references guide it (metadata `guidance` = `references`), "
+    return ""
 
 
 def _entropy(story: Story) -> Iterator[Finding]:

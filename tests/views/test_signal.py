@@ -148,6 +148,10 @@ def test_what_is_set_already_is_not_advised() -> None:
     assert "raise metadata `entropy_floor` (0.1 now)" in advice(
         calm, "low_entropy", entropy_floor=0.1
     )
+    still = [event(step) for step in range(5)]
+    guide = "let references guide it (metadata `guidance` = `references`), give it more weight"
+    assert guide in advice(still, "still", guidance="none")
+    assert "guidance" not in advice(still, "still", guidance="references")
     assert "Give the job a `response_format`" in advice(unread, "unscorable", refill=0)
     assert "Give the job" not in advice(unread, "unscorable", refill=0, response_format=True)
 
