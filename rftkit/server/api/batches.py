@@ -74,9 +74,10 @@ def create(platform: PlatformDep, request: Request, body: BatchBody) -> Reply:
     batch_id = platform.store.once(
         "batches", body.model_dump_json(), lambda: make(**fields).id, **repeated(request)
     )
+    batch = platform.store.batch(batch_id)  # as it was made: a runner that is awake may begin it
     if platform.batches is not None:
         platform.batches.wake()
-    return Reply(wire.batch_object(platform.store.batch(batch_id)))
+    return Reply(wire.batch_object(batch))
 
 
 @router.get("")
