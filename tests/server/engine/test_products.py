@@ -12,7 +12,7 @@ from engine_models import write
 from torch import nn
 from torch.nn import functional
 
-from rftkit.server.engine.torch import lora, products
+from rftkit.server.engine.torch import lora, passes, products
 from rftkit.server.engine.torch.engine import TorchEngine
 from rftkit.server.engine.torch.lora import PACKED_FLOAT32_ROWS, PACKED_ROWS, Block
 from rftkit.server.engine.values import LoraConfig
@@ -37,7 +37,7 @@ def block(*, adapts: bool = True) -> Block:
 def multiplied(made: Block, rows: torch.Tensor) -> torch.Tensor:
     """The product of a block, with its inputs where it wants them."""
     room = made.room(len(rows))
-    room[:, : rows.shape[1]] = rows
+    passes.copy(rows, room)
     return made.product(room)[0]
 
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from rftkit.server.engine.torch import passes
 from rftkit.server.engine.torch.packed import Packed
 
 __all__ = ["BLOCK_ROWS", "Decode", "Keys"]
@@ -245,6 +246,34 @@ class Decode:
             queries, keys, values, attn_mask=self._mask, scale=1.0
         ).unflatten(2, (self.slots, self.num, rep))
         return self._rows(out.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 1)), None
+
+    @property
+    def fills(self) -> bool:
+        """Whether `fill` computes attention of this pass."""
+        return self.num == 1 and self._taken is None and passes.has_kernels(self.keys[0])
+
+    def fill(
+        self,
+        layer: int,
+        qk: torch.Tensor,
+        v: torch.Tensor,
+        tables: tuple[torch.Tensor, torch.Tensor],
+        room: torch.Tensor,
+    ) -> None:
+        """Fill the room (`passes.py`) of the next product with the attention of one token a row.
+
+        It takes queries and keys before they are rotated, (R, H + K, D), and v (R, K, D): what
+        `attend` does between two products, in three operations.
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        if self._mask is None and self.slots * len(self.lengths) > 1:
+            self._mask = self._seen(qk.shape[1] // v.shape[1] - 1, qk.dtype)
+        start, end = self._end(self.length), self._end(self.length + 1)
+        queries = passes.place(qk, v, *tables, self.cell_to_row, keys, values, start)
+        attended = scaled_dot_product_attention(
+            queries, keys[:, :, :end], values[:, :, :end], attn_mask=self._mask, scale=1.0
+        )
+        passes.collect(attended, self.slots, self.row_to_cell, room)
 
     def _attend_one(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rftkit.server.engine.grammar import Masks, unpack
-from rftkit.server.engine.torch import products
+from rftkit.server.engine.torch import passes, products
 
 __all__ = ["most_likely", "scores", "token_logprobs"]
 
@@ -44,13 +44,6 @@ def scores(
     if masks is None:
         return logits
     return _forbid(logits, masks)
-
-
-def softmax_with_logsumexp(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax of each row, and the log of the sum of exp(values), (N,)."""
-    probs = torch.softmax(values, dim=-1)
-    # The largest prob is 1 / Σ exp(value − max), so no second pass of exponentials is needed.
-    return probs, values.amax(dim=-1) - torch.log(probs.amax(dim=-1))
 
 
 def token_logprobs(
@@ -120,12 +113,12 @@ class _Chunk(torch.autograd.Function):
     ) -> torch.Tensor:
         values = scores(hidden, head, masks, temperature, cap)
         logits = values.gather(1, tokens[:, None])[:, 0]
-        probs, total = softmax_with_logsumexp(values)
+        weights, sums, total = passes.exponentials(values, back.dtype)
         if ctx.needs_input_grad[0]:
             # p · head, the mean row of the head under p, is the gradient of the log of the sum.
-            mean = _through_cap(probs, values, temperature, cap).to(back.dtype) @ back
+            mean = _through_cap(weights, values, temperature, cap).to(back.dtype) @ back
             chosen = _through_cap(torch.ones_like(logits), logits, temperature, cap)[:, None]
-            grad_hidden = (back[tokens].float() * chosen - mean.float()) / temperature
+            grad_hidden = (back[tokens].float() * chosen - mean.float() / sums) / temperature
             ctx.save_for_backward(grad_hidden.to(hidden.dtype))
         return logits - total
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import linear
 
-from rftkit.server.engine.torch import products
+from rftkit.server.engine.torch import passes, products
 from rftkit.server.engine.values import LoraConfig
 
 __all__ = ["AdapterWeights", "Block", "add_blocks", "fresh_adapter", "load_adapter", "save_adapter"]
@@ -43,6 +43,8 @@ PACKED_ROWS = 640
 PACKED_FLOAT32_ROWS = 256
 """The same for float32 weights, whose packed copy is large: as many rows as decode together. A pass
 of more than `PACKED_ROWS` may need the memory of these copies."""
+LOW_ROWS = 16
+"""Up to this many rows x Aᵀ is faster in a loop of our own than as a product."""
 Part = Literal["W", "A", "W | B"]
 """The weight; [A | 0], which takes the same inputs as [W | B]."""
 
@@ -108,16 +110,26 @@ class Block(nn.Module):
         self._last = None
 
     def room(self, num: int) -> torch.Tensor:
-        """A buffer for `num` inputs (num, in); with an adapter, x Aᵀ has its place after them."""
+        """A buffer for `num` inputs (num, in); with an adapter, x Aᵀ has its place after them.
+
+        Whoever fills it puts zeros there, which the zeros of [A | 0] multiply (`passes.py`).
+        """
         self._derive()
         columns = self._inputs if self._adapter is None else self._wide.shape[1]
         return self._wide.new_empty(num, columns)
 
     def product(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(N, out) of inputs in their `room`, and (N, ranks) for backward; without autograd."""
+        """(N, out) of inputs in their `room`, and (N, ranks) for backward; without autograd.
+
+        What follows the inputs is zero.
+        """
         if self._adapter is None:
             return self._times(rows, "W"), None
-        rows[:, self._inputs :] = 0  # multiplied by the zeros of [A | 0]
+        if len(rows) <= LOW_ROWS and passes.has_kernels(rows):
+            self._derive()
+            assert self._low_a is not None
+            hidden = passes.low(rows, self._low_a)
+            return self._times(rows, "W | B"), hidden
         hidden = self._times(rows, "A")
         if rows.dtype == torch.float32 and self._is_packed(len(rows), self.weight):
             # One copy serves all adapters. One of [W | B] would be made again for each of two that
@@ -210,7 +222,7 @@ class Block(nn.Module):
     def _moved_in(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the product of inputs (N, in) that are elsewhere in memory."""
         rows = self.room(len(flat))
-        rows[:, : flat.shape[1]] = flat
+        passes.copy(flat, rows)
         return self.product(rows)
 
     def _times(self, rows: torch.Tensor, part: Part) -> torch.Tensor:

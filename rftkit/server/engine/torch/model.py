@@ -23,7 +23,7 @@ from rftkit.jsontext import parse_json
 from rftkit.server.engine import models, prompts
 from rftkit.server.engine.grammar import Grammars, Masks
 from rftkit.server.engine.prompting import Prompting
-from rftkit.server.engine.torch import lora, memory
+from rftkit.server.engine.torch import lora, memory, passes
 from rftkit.server.engine.torch.agreement import (
     Logits,
     Reference,
@@ -152,6 +152,7 @@ class LoadedModel(Prompting):
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": self._threads,
+            "loops": passes.compiler(self.head_for_gradients),
             "machine": platform.machine(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,

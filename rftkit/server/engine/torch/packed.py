@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from rftkit.server.engine.torch import passes
+
 __all__ = ["Packed", "check_layer"]
 
 BLOCK = 128  # prompt tokens whose scores exist together
@@ -156,11 +158,9 @@ class _Groups:
             own += [(start, 0)] * (self.answers - len(lengths))
         self.own = _Cells(own, longest, device)
         self.later = _later(max(longest, min(longest_prompt, BLOCK)), device)
-        self.padding: torch.Tensor | None = None  # which prompt keys are padding, (B, 1, O + P)
+        self.ends: torch.Tensor | None = None  # where padding begins among prompt keys, (B,)
         if any(p < longest_prompt for _, p, _ in spans):
-            ends = torch.tensor([opening + p for _, p, _ in spans], device=device)
-            steps = torch.arange(opening + longest_prompt, device=device)
-            self.padding = (steps >= ends[:, None])[:, None]
+            self.ends = torch.tensor([opening + p for _, p, _ in spans], device=device)
 
     def prefill(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
         """Fill the rows of prompts without completions; there will be no backward pass."""
@@ -228,7 +228,11 @@ class _Groups:
         for start, end, weights in blocks:
             some, out = (_heads_first(each[:, start:end]) for each in (queries, grad_out))
             seen = self.opening + end
-            grad_scores = _softmax_gradient(out @ values[:, :seen].transpose(1, 2), weights)
+            grad_scores = out @ values[:, :seen].transpose(1, 2)
+            if passes.has_kernels(grad_scores):
+                passes.softmax_gradient(grad_scores, weights)
+            else:
+                grad_scores = _softmax_gradient(grad_scores, weights)
             grad_keys[:, :seen].baddbmm_(grad_scores.transpose(1, 2), some)
             grad_values[:, :seen].baddbmm_(weights.transpose(1, 2), out)
             rows[:, start:end] = _tokens_first(
@@ -261,9 +265,12 @@ class _Groups:
         """Some prompt tokens (B, T, K, rep, D), which see keys (B·K, S, D) up to themselves."""
         num, seen = q.shape[1], keys.shape[1]
         scores = _heads_first(q) @ keys.transpose(1, 2)  # (B·K, rep·T, S)
-        last = scores.view(-1, num, seen)[:, :, seen - num :]
-        last.masked_fill_(self.later[:num, :num], -torch.inf)
-        weights = _softmax(scores)
+        if passes.has_kernels(scores):
+            weights = passes.softmax(scores, steps=num, seen=seen - num)
+        else:
+            last = scores.view(-1, num, seen)[:, :, seen - num :]
+            last.masked_fill_(self.later[:num, :num], -torch.inf)
+            weights = _softmax(scores)
         return _tokens_first(weights @ values, q.shape), weights
 
     def _own_rows(
@@ -284,14 +291,20 @@ class _Groups:
             self._grid(self.own.take(each).unsqueeze(2)).view(-1, longest, size) for each in (k, v)
         )
         shared = qo.view(heads, -1, size) @ keys.transpose(1, 2)  # (B·K, G·rep·T, P)
-        if self.padding is not None:
-            of_group = shared.view(self.num, -1, shared.shape[-1])
-            of_group.masked_fill_(self.padding, -torch.inf)
         own = qo.view(heads * num, -1, size) @ ko.transpose(1, 2)  # (B·K·G, rep·T, T)
-        own = own.view(*grid, -1).masked_fill_(self.later[:longest, :longest], -torch.inf)
         # One softmax over both: the prompt's scores and the completion's own.
-        weights = _softmax(_joined(shared.view(*grid, -1), own, -torch.inf))
-        on_prompt, on_own = _split(weights, keys.shape[1])
+        weights: torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+        if passes.has_kernels(shared):
+            passes.softmax(shared, own, steps=longest, seen=0, limits=self.ends)
+            weights = on_prompt, on_own = shared, own
+        else:
+            if self.ends is not None:
+                steps = torch.arange(keys.shape[1], device=keys.device)
+                padding = (steps >= self.ends[:, None])[:, None]
+                shared.view(self.num, -1, len(steps)).masked_fill_(padding, -torch.inf)
+            own = own.view(*grid, -1).masked_fill_(self.later[:longest, :longest], -torch.inf)
+            weights = _softmax(_joined(shared.view(*grid, -1), own, -torch.inf))
+            on_prompt, on_own = _split(weights, keys.shape[1])
         out = (on_prompt @ values).view(heads * num, -1, size).baddbmm_(on_own, vo)
         return self._ungrid(out, rep), (qo, ko, vo, weights)
 
@@ -312,16 +325,18 @@ class _Groups:
         # and with each completion's own keys and values.
         out = self._grid(self.own.spread(grad))
         flat, each = out.view(heads, -1, size), out.view(heads * num, -1, size)
-        grad_weights = _joined(
-            (flat @ values.transpose(1, 2)).view(*weights.shape[:-1], -1),
-            (each @ vo.transpose(1, 2)).view(*weights.shape[:-1], -1),
-            0.0,
-        )
-        prompt = keys.shape[1]
-        on_prompt, on_own = _split(weights, prompt)
-        grad_prompt_scores, grad_own_scores = _split(
-            _softmax_gradient(grad_weights, weights), prompt
-        )
+        grads = flat @ values.transpose(1, 2), each @ vo.transpose(1, 2)
+        if isinstance(weights, tuple):
+            on_prompt, on_own = weights
+            passes.softmax_gradient(grads[0], on_prompt, grads[1], on_own)
+            grad_prompt_scores, grad_own_scores = grads
+        else:
+            grid = weights.shape[:-1]
+            joined = _joined(grads[0].view(*grid, -1), grads[1].view(*grid, -1), 0.0)
+            prompt = keys.shape[1]
+            on_prompt, on_own = _split(weights, prompt)
+            joined = _softmax_gradient(joined, weights)
+            grad_prompt_scores, grad_own_scores = _split(joined, prompt)
         grad_keys.baddbmm_(grad_prompt_scores.transpose(1, 2), qo.view(heads, -1, size))
         grad_values.baddbmm_(on_prompt.transpose(1, 2), flat)
         grad_q = (

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import silu
 
+from rftkit.server.engine.torch import passes
+from rftkit.server.engine.torch.decode import Decode
 from rftkit.server.engine.torch.layout import Layout
 from rftkit.server.engine.torch.lora import Block
 from rftkit.server.engine.torch.packed import Packed
@@ -27,8 +28,6 @@ __all__ = ["Stack", "find_stack"]
 Tables = tuple[torch.Tensor, torch.Tensor]
 """Cosines, and sines with the sign of the rotation, (N, H + K, D) each; those of q carry scale."""
 
-CACHED_ROWS = 256  # float32 states that a processor's cache holds a few times
-
 
 class Norm:
     """x / rms(x) · weight over the last axis: float32 inside, the model's dtype outside."""
@@ -37,35 +36,11 @@ class Norm:
         self.weight: torch.Tensor = module.weight  # the module's own: it may change, and learn
         epsilon = getattr(module, "variance_epsilon", None)
         epsilon = float(module.epsilon if epsilon is None else epsilon)
-        self._epsilon = torch.full((1,), epsilon, device=self.weight.device)
+        self.epsilon = torch.full((1,), epsilon, device=self.weight.device)
 
-    def forward(self, x: torch.Tensor, out: torch.Tensor) -> Tables:
-        """Fill `out` with the result; return x / rms and 1 / rms, which backward needs."""
-        wide = x.float()
-        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse = torch.addcmul(self._epsilon, length, length, value=1 / x.shape[-1]).rsqrt_()
-        unit = (wide * inverse).to(self.weight.dtype)
-        torch.mul(unit, self.weight, out=out)
-        return unit, inverse
-
-    def add_gradient(
-        self, into: torch.Tensor, grad: torch.Tensor, kept: Tables
-    ) -> list[torch.Tensor]:
-        """Add the gradient of x to `into` (float32), given that of the result.
-
-        With u = x / rms and g = grad · weight, it is (g − u · mean(g · u)) / rms. Returns the
-        gradient of the weight in a list, empty when the weight is frozen.
-        """
-        unit, inverse = kept
-        weight_grad = [(grad * unit).flatten(0, -2).sum(0)] if self.weight.requires_grad else []
-        weight = self.weight.detach().float()
-        # A few rows at a time: three passes over them then find them in the processor's cache.
-        for start in range(0, len(grad), CACHED_ROWS):
-            some = slice(start, start + CACHED_ROWS)
-            wide, line = grad[some].float().mul_(weight), unit[some].float()
-            wide.addcmul_(line, (wide * line).mean(-1, keepdim=True), value=-1)
-            into[some].addcmul_(wide, inverse[some])
-        return weight_grad
+    def weight_gradient(self, grad: torch.Tensor, unit: torch.Tensor) -> list[torch.Tensor]:
+        """The gradient of the weight in a list, empty when the weight is frozen."""
+        return [(grad * unit).flatten(0, -2).sum(0)] if self.weight.requires_grad else []
 
 
 class Layer:
@@ -98,41 +73,48 @@ class Layer:
         ]
 
     def forward(
-        self, x: torch.Tensor, tables: Tables, layout: Layout, *, keep: bool
-    ) -> tuple[Any, ...]:
-        """Change x (N, width) in place; with `keep`, return what `backward` needs."""
-        num, width = x.shape
+        self,
+        x: torch.Tensor,
+        before: torch.Tensor | None,
+        tables: Tables,
+        layout: Layout,
+        *,
+        keep: bool,
+    ) -> tuple[torch.Tensor, tuple[Any, ...]]:
+        """Change x (N, width) in place, first by what the layer before has left to be added.
+
+        Returns:
+            What is left to be added after this layer; and with `keep`, what `backward` needs.
+        """
         # Attention. Inputs are written straight into the block's own buffer (`room`), which leaves
         # space after them for x Aᵀ, so that W and the adapter are one matrix product.
+        num = len(x)
         qkv_input = self.qkv.room(num)
-        attention_normed = self.attention_norm.forward(x, qkv_input[:, :width])
+        attention_normed = _norm(self.attention_norm, x, qkv_input, change=before, keep=keep)
         qkv, lora_qkv = self.qkv.product(qkv_input)
-        q, k, v, head_norms = self._heads(qkv, tables)
-        attended, attention = layout.attend(self.index, q, k, v)
-        # Copied, because attention fills a tensor that has no room for x Aᵀ after its rows.
-        out_input = self.out.room(num)
-        out_input[:, : attended.shape[1]] = attended
+        qk, v, head_norms = self._heads(qkv)
+        out_input, attention = self.out.room(num), None
+        if isinstance(layout, Decode) and layout.fills:
+            layout.fill(self.index, qk, v, tables, out_input)
+        else:
+            rotated = passes.rotate(qk, *tables)
+            q, k = rotated.split([self.heads, self.kv], dim=1)
+            attended, attention = layout.attend(self.index, q.unflatten(1, (self.kv, -1)), k, v)
+            # Copied, because attention fills a tensor that has no room for x Aᵀ after its rows.
+            passes.copy(attended, out_input)
         change, lora_out = self.out.product(out_input)
-        x.add_(change)  # the residual is float32; adding in bfloat16 would lose small changes
 
-        # MLP.
+        # MLP. The residual is float32: adding in bfloat16 would lose small changes.
         gate_up_input = self.gate_up.room(num)
-        mlp_normed = self.mlp_norm.forward(x, gate_up_input[:, :width])
+        mlp_normed = _norm(self.mlp_norm, x, gate_up_input, change=change, keep=keep)
         gate_up, lora_gate_up = self.gate_up.product(gate_up_input)
-        gate, up = gate_up.chunk(2, dim=-1)
-        active = silu(gate)
         down_input = self.down.room(num)
-        torch.mul(active, up, out=down_input[:, : gate.shape[1]])
+        passes.gate(gate_up, down_input, keep=keep)
         change, lora_down = self.down.product(down_input)
-        x.add_(change)
         if not keep:
-            return ()
-        # Backward needs the derivatives of silu(gate) · up by gate and by up, and no longer the
-        # values, so they take the place of gate and up: no second silu, no second buffer.
-        torch.ops.aten.silu_backward.grad_input(up, gate, grad_input=gate)
-        up.copy_(active)
+            return change, ()
         mlp_derivatives = gate_up
-        return (
+        return change, (
             attention_normed, lora_qkv, head_norms, attention, out_input, lora_out,
             mlp_normed, mlp_derivatives, lora_gate_up, down_input, lora_down,
         )  # fmt: skip
@@ -140,44 +122,45 @@ class Layer:
     def backward(
         self,
         grad: torch.Tensor,
+        narrow: torch.Tensor,
         tables: Tables,
         layout: Packed,
         kept: tuple[Any, ...],
         *,
         of_input: bool,
-    ) -> list[torch.Tensor]:
-        """Turn the gradient of the result into that of x, in place; the gradients of `trained`.
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Turn the gradient of the result into that of x, in place.
 
-        `grad` is the gradient of the residual and stays float32: each branch adds to it. Without
-        `of_input`, because nothing below learns, its last value has no meaning.
+        `grad` is the gradient of the residual and stays float32: each branch adds to it. `narrow`
+        is the same in the dtype of the weights, in which products run. Without `of_input`, because
+        nothing below learns, its last value has no meaning.
+
+        Returns:
+            The gradient of x in the dtype of the weights, and the gradients of `trained`.
         """
         (
             attention_normed, lora_qkv, head_norms, attention, out_input, lora_out,
             mlp_normed, mlp_derivatives, lora_gate_up, down_input, lora_down,
         ) = kept  # fmt: skip
         # x + branch(x): the residual passes `grad` on as it is, and each branch, from the last to
-        # the first, adds what flows through it. Products run in the dtype of the weights, and only
-        # this sum over branches and layers stays float32.
-        dtype = mlp_derivatives.dtype
+        # the first, adds what flows through it.
         # MLP: down projection, then gate and up together, then the norm before them.
         grad_down_input, down_grads = self.down.gradients(
-            grad.to(dtype), down_input, lora_down, of_input=True
+            narrow, down_input, lora_down, of_input=True
         )
         assert grad_down_input is not None
-        # Both derivatives at once: (N, 1, width) times (N, 2, width), laid out as gate | up.
-        grad_gate_up = (grad_down_input[:, None] * mlp_derivatives.unflatten(1, (2, -1))).flatten(1)
+        grad_gate_up = passes.gate_gradient(grad_down_input, mlp_derivatives)
         # The normed input was not kept: it is the unit vector, which was, times the weight.
         normed = mlp_normed[0] * self.mlp_norm.weight
         grad_normed, gate_up_grads = self.gate_up.gradients(
             grad_gate_up, normed, lora_gate_up, of_input=True
         )
         assert grad_normed is not None
-        mlp_norm_grads = self.mlp_norm.add_gradient(grad, grad_normed, mlp_normed)
+        mlp_norm_grads = self.mlp_norm.weight_gradient(grad_normed, mlp_normed[0])
+        narrow = passes.norm_gradient(grad, grad_normed, self.mlp_norm.weight, *mlp_normed)
 
         # Attention: output projection, attention itself, rotation, then q, k and v together.
-        grad_attended, out_grads = self.out.gradients(
-            grad.to(dtype), out_input, lora_out, of_input=True
-        )
+        grad_attended, out_grads = self.out.gradients(narrow, out_input, lora_out, of_input=True)
         assert grad_attended is not None
         grad_qkv = mlp_derivatives.new_empty(len(grad), self.heads + 2 * self.kv, self.size)
         # v is not rotated: attention writes its gradient straight into grad_qkv.
@@ -196,30 +179,26 @@ class Layer:
         )
         attention_norm_grads = []
         if grad_normed is not None:
-            attention_norm_grads = self.attention_norm.add_gradient(
-                grad, grad_normed, attention_normed
-            )
+            norm = self.attention_norm
+            attention_norm_grads = norm.weight_gradient(grad_normed, attention_normed[0])
+            narrow = passes.norm_gradient(grad, grad_normed, norm.weight, *attention_normed)
         # In the order of `trained`.
         norm_grads = [*attention_norm_grads, *head_norm_grads, *mlp_norm_grads]
-        return [*qkv_grads, *out_grads, *gate_up_grads, *down_grads, *norm_grads]
+        return narrow, [*qkv_grads, *out_grads, *gate_up_grads, *down_grads, *norm_grads]
 
-    def _heads(
-        self, qkv: torch.Tensor, tables: Tables
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Any]:
-        """Q (N, K, H/K, D), k and v (N, K, D), rotated and scaled; and what head norms keep."""
+    def _heads(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Queries and keys (N, H + K, D) before rotation, v (N, K, D), and what head norms keep."""
         each = qkv.view(len(qkv), -1, self.size)
-        unrotated, v = each[:, : self.heads + self.kv], each[:, self.heads + self.kv :]
-        norms = None
-        if self.q_norm is not None and self.k_norm is not None:
-            given, unrotated = unrotated, unrotated.new_empty(unrotated.shape)
-            q, k = slice(self.heads), slice(self.heads, None)
-            norms = (
-                self.q_norm.forward(given[:, q], unrotated[:, q]),
-                self.k_norm.forward(given[:, k], unrotated[:, k]),
-            )
-        rotated = rotate(unrotated, *tables)
-        queries = rotated[:, : self.heads].unflatten(1, (self.kv, -1))
-        return queries, rotated[:, self.heads :], v, norms
+        qk, v = each[:, : self.heads + self.kv], each[:, self.heads + self.kv :]
+        if self.q_norm is None or self.k_norm is None:
+            return qk, v, None
+        given, qk = qk, qk.new_empty(qk.shape)
+        q, k = slice(self.heads), slice(self.heads, None)
+        norms = (
+            _head_norm(self.q_norm, given[:, q], qk[:, q]),
+            _head_norm(self.k_norm, given[:, k], qk[:, k]),
+        )
+        return qk, v, norms
 
     def _unrotate(
         self, grad: torch.Tensor, tables: Tables, norms: Any, out: torch.Tensor
@@ -230,24 +209,26 @@ class Layer:
         attention, which the tables carry, applies to the gradient as it did to the value. Returns
         the gradients of the head norms.
         """
-        cos, sin = tables
         if self.q_norm is None or self.k_norm is None:
-            rotate(grad, cos, -sin, out)
+            passes.rotate(grad, *tables, out, back=True)
             return []
-        unrotated = rotate(grad, cos, -sin)
+        unrotated = passes.rotate(grad, *tables, back=True)
         wide = torch.zeros(unrotated.shape, device=unrotated.device)
-        q, k = slice(self.heads), slice(self.heads, None)
-        q_grads = self.q_norm.add_gradient(wide[:, q], unrotated[:, q], norms[0])
-        k_grads = self.k_norm.add_gradient(wide[:, k], unrotated[:, k], norms[1])
+        weight_grads = []
+        parts = (slice(self.heads), slice(self.heads, None))
+        for norm, part, kept in zip((self.q_norm, self.k_norm), parts, norms, strict=True):
+            weight_grads += norm.weight_gradient(unrotated[:, part], kept[0])
+            passes.norm_gradient(wide[:, part], unrotated[:, part], norm.weight, *kept)
         out.copy_(wide)
-        return q_grads + k_grads
+        return weight_grads
 
 
-def rotate(
-    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Turn pairs (i, i + D/2) of the last axis by their angles: x·cos + swapped x·sin."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin, out=out)
+def _norm(norm: Norm, x: torch.Tensor, room: torch.Tensor, **options: Any) -> Any:
+    return passes.norm(x, norm.weight, norm.epsilon, room, **options)
+
+
+def _head_norm(norm: Norm, x: torch.Tensor, out: torch.Tensor) -> Tables:
+    return passes.unit_norm(x, norm.weight, norm.epsilon, out)
 
 
 class Stack:
@@ -271,8 +252,11 @@ class Stack:
                 x, self, tables, layout, memory_bytes, *trained
             )  # type: ignore[no-untyped-call]
             return result
+        change = None
         for layer in self.layers:
-            layer.forward(x, tables, layout, keep=False)
+            change, _ = layer.forward(x, change, tables, layout, keep=False)
+        assert change is not None
+        passes.add(x, change)
         return x
 
     def forward(
@@ -286,15 +270,20 @@ class Stack:
         """
         # Every layer keeps as much as the first one, so that one tells whether all of it fits.
         first, *others = self.layers
-        kept: list[Any] = [first.forward(x, tables, layout, keep=True)]
+        change: torch.Tensor | None
+        change, result = first.forward(x, None, tables, layout, keep=True)
+        kept: list[Any] = [result]
         each = _num_bytes(kept[0])
         recompute = memory_bytes is not None and each * len(self.layers) > memory_bytes
         for layer in others:
             if recompute:
+                passes.add(x, change)
+                change = None
                 kept.append(x.clone())
-            result = layer.forward(x, tables, layout, keep=not recompute)
+            change, result = layer.forward(x, change, tables, layout, keep=not recompute)
             if not recompute:
                 kept.append(result)
+        passes.add(x, change)
         return kept
 
     def _tables(self, x: torch.Tensor, layout: Layout) -> Tables:
@@ -332,14 +321,17 @@ class _StackFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         grad = grads[0].clone()
+        narrow = grad.to(ctx.tables[0].dtype)
         trained_grads: list[torch.Tensor] = []
         grad_of_x = ctx.needs_input_grad[0]
         for layer in reversed(ctx.stack.layers):
             kept = ctx.kept.pop()  # popped: what a layer kept is free once its gradients are known
             if torch.is_tensor(kept):  # only its input was kept: compute the layer again
-                kept = layer.forward(kept, ctx.tables, ctx.layout, keep=True)
+                _, kept = layer.forward(kept, None, ctx.tables, ctx.layout, keep=True)
             of_input = grad_of_x or layer is not ctx.stack.layers[0]
-            layer_grads = layer.backward(grad, ctx.tables, ctx.layout, kept, of_input=of_input)
+            narrow, layer_grads = layer.backward(
+                grad, narrow, ctx.tables, ctx.layout, kept, of_input=of_input
+            )
             trained_grads = layer_grads + trained_grads
         return grad if grad_of_x else None, None, None, None, None, *trained_grads
 
@@ -410,7 +402,8 @@ def _is_close(
     """Whether a layer changes its input as `result` did, up to this share of the change."""
     with torch.no_grad():
         ours = given.clone()
-        layer.forward(ours, tables, layout, keep=False)
+        change, _ = layer.forward(ours, None, tables, layout, keep=False)
+        passes.add(ours, change)
         return bool((ours - result).norm() <= bound * (result - given).norm())
 
 
