@@ -117,6 +117,7 @@ HEAVY = {
 NAMED_OTHERWISE = {"yaml": "pyyaml", "mlflow": "mlflow-skinny"}
 """Module -> its name in pyproject.toml."""
 COMES_WITH = {
+    "llvmlite": "numba",
     "IPython": "ipywidgets",
     "httpx2": "openai",
     "huggingface_hub": "transformers",

@@ -176,6 +176,7 @@ def power_of_two(_context: Any, _exponent: Any) -> Any:
     return types.float32(types.float32), generate
 
 
+ENDLESS = 2**48  # numbers of an array whose size does not matter, since nothing checks it
 LEAST_KEY = np.int32(-(2**31))
 
 
@@ -203,6 +204,10 @@ def exp(x: Any) -> Any:
     return np.float32(0) if x < least else p * power_of_two(n)
 
 
+# All loops have one form. A task has the number of rows, how many of them a thread takes at a time,
+# and what is the loop's own: addresses and sizes. Threads take stretches until none is left.
+
+
 @kernel
 def add(task: Any) -> None:
     """Add a change to x (N, W) float32."""
@@ -219,16 +224,16 @@ def add(task: Any) -> None:
 
 @kernel
 def copy(task: Any) -> None:
-    """Write rows (N, W) into wider ones, and zeros after them up to `filled` columns."""
+    """Write rows (N, W) into wider ones, and zeros after them."""
     t = carray(task, (NUM_ARGUMENTS,))
-    rows, share, width, filled, stride = t[1], t[2], t[5], t[6], t[7]
+    rows, share, width, stride = t[1], t[2], t[5], t[6]
     x, out = carray(_at(t[3], U16), (rows, width)), carray(_at(t[4], U16), (rows, stride))
     start = _next(task) * share
     while start < rows:
         for n in range(start, min(rows, start + share)):
             for i in range(width):
                 out[n, i] = x[n, i]
-            for i in range(width, filled):
+            for i in range(width, stride):
                 out[n, i] = 0
         start = _next(task) * share
 
@@ -305,19 +310,14 @@ def gate(task: Any) -> None:
     start = _next(task) * share
     while start < rows:
         for n in range(start, min(rows, start + share)):
-            if keep != 0:
-                for i in range(width):
-                    g, up = wide(both[n, i]), wide(both[n, width + i])
-                    s = one / (one + exp(-g))
-                    active = narrow(g * s)
-                    out[n, i] = narrow(wide(active) * up)
+            for i in range(width):
+                g, up = wide(both[n, i]), wide(both[n, width + i])
+                s = one / (one + exp(-g))
+                active = narrow(g * s)
+                out[n, i] = narrow(wide(active) * up)
+                if keep != 0:
                     both[n, i] = narrow(up * s * (one + g * (one - s)))
                     both[n, width + i] = active
-            else:
-                for i in range(width):
-                    g = wide(both[n, i])
-                    active = rounded(g / (one + exp(-g)))
-                    out[n, i] = narrow(active * wide(both[n, width + i]))
             for i in range(width, stride):
                 out[n, i] = 0
         start = _next(task) * share
@@ -376,34 +376,6 @@ def rotate(task: Any) -> None:
 
 
 @kernel
-def low(task: Any) -> None:
-    """Write x Aᵀ of rows (N, in + ranks) after their inputs; A is (ranks, …)."""
-    t = carray(task, (NUM_ARGUMENTS,))
-    rows, share, width, ranks, a_stride = t[1], t[2], t[5], t[6], t[7]
-    x, a = carray(_at(t[3], U16), (rows, width + ranks)), carray(_at(t[4], U16), (ranks, a_stride))
-    fours = ranks - ranks % 4
-    start = _next(task) * share
-    while start < rows:
-        for n in range(start, min(rows, start + share)):
-            for r in range(0, fours, 4):  # four at a time: a number of x is read once for them
-                s0 = s1 = s2 = s3 = np.float32(0)
-                for i in range(width):
-                    number = wide(x[n, i])
-                    s0 += number * wide(a[r, i])
-                    s1 += number * wide(a[r + 1, i])
-                    s2 += number * wide(a[r + 2, i])
-                    s3 += number * wide(a[r + 3, i])
-                x[n, width + r], x[n, width + r + 1] = narrow(s0), narrow(s1)
-                x[n, width + r + 2], x[n, width + r + 3] = narrow(s2), narrow(s3)
-            for r in range(fours, ranks):
-                s0 = np.float32(0)
-                for i in range(width):
-                    s0 += wide(x[n, i]) * wide(a[r, i])
-                x[n, width + r] = narrow(s0)
-        start = _next(task) * share
-
-
-@kernel
 def place(task: Any) -> None:
     """Rotate queries and keys of rows (R, H + K, D), and put them where attention of blocks takes
     them, with v (R, K, D).
@@ -444,8 +416,8 @@ def collect(task: Any) -> None:
     """
     t = carray(task, (NUM_ARGUMENTS,))
     rows, share, slots, heads, rep, size = t[1], t[2], t[6], t[7], t[8], t[9]
-    of_block, of_head, of_query, stride = t[10], t[11], t[12], t[14]
-    attended = carray(_at(t[3], U16), (t[13],))
+    of_block, of_head, of_query, stride = t[10], t[11], t[12], t[13]
+    attended = carray(_at(t[3], U16), (ENDLESS,))
     cell_of, out = carray(_at(t[4], I64), (rows,)), carray(_at(t[5], U16), (rows, stride))
     start = _next(task) * share
     while start < rows:
@@ -460,6 +432,63 @@ def collect(task: Any) -> None:
                         out[row, target + i] = attended[source + i]
             for i in range(heads * rep * size, stride):
                 out[row, i] = 0
+        start = _next(task) * share
+
+
+@inline
+def cell_of(cell: Any, head: Any, groups: Any, steps: Any, heads: Any, rep: Any) -> Any:
+    """Where query head k·rep + r of cell (b, g, t) is among (B, K, G, rep, T)."""
+    row, step = cell // steps, cell % steps
+    block, group = row // groups, row % groups
+    k, r = head // rep, head % rep
+    return (((block * heads + k) * groups + group) * rep + r) * steps + step
+
+
+@kernel
+def gather(task: Any) -> None:
+    """Take tokens of a line (N, K, rep, D) with strides into (B, K, G, rep, T, D), cell by cell.
+
+    A cell (b, g, t) whose place is -1 is filled with zeros.
+    """
+    t = carray(task, (NUM_ARGUMENTS,))
+    cells, share, of_row, of_head, of_query = t[1], t[2], t[6], t[7], t[8]
+    groups, steps, heads, rep, size = t[9], t[10], t[11], t[12], t[13]
+    line, place = carray(_at(t[3], U16), (ENDLESS,)), carray(_at(t[4], I64), (cells,))
+    out = carray(_at(t[5], U16), (cells * heads * rep, size))
+    start = _next(task) * share
+    while start < cells:
+        for cell in range(start, min(cells, start + share)):
+            row = place[cell]
+            for head in range(heads * rep):
+                to = cell_of(cell, head, groups, steps, heads, rep)
+                if row >= 0:
+                    source = row * of_row + head // rep * of_head + head % rep * of_query
+                    for i in range(size):
+                        out[to, i] = line[source + i]
+                else:
+                    for i in range(size):
+                        out[to, i] = 0
+        start = _next(task) * share
+
+
+@kernel
+def scatter(task: Any) -> None:
+    """Write (B, K, G, rep, T, D) to where `gather` takes it from; a place of -1 is left out."""
+    t = carray(task, (NUM_ARGUMENTS,))
+    cells, share, of_row, of_head, of_query = t[1], t[2], t[6], t[7], t[8]
+    groups, steps, heads, rep, size = t[9], t[10], t[11], t[12], t[13]
+    line, place = carray(_at(t[3], U16), (ENDLESS,)), carray(_at(t[4], I64), (cells,))
+    given = carray(_at(t[5], U16), (cells * heads * rep, size))
+    start = _next(task) * share
+    while start < cells:
+        for cell in range(start, min(cells, start + share)):
+            row = place[cell]
+            if row >= 0:
+                for head in range(heads * rep):
+                    source = cell_of(cell, head, groups, steps, heads, rep)
+                    to = row * of_row + head // rep * of_head + head % rep * of_query
+                    for i in range(size):
+                        line[to + i] = given[source, i]
         start = _next(task) * share
 
 

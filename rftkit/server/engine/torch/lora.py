@@ -43,8 +43,6 @@ PACKED_ROWS = 640
 PACKED_FLOAT32_ROWS = 256
 """The same for float32 weights, whose packed copy is large: as many rows as decode together. A pass
 of more than `PACKED_ROWS` may need the memory of these copies."""
-LOW_ROWS = 16
-"""Up to this many rows x Aᵀ is faster in a loop of our own than as a product."""
 Part = Literal["W", "A", "W | B"]
 """The weight; [A | 0], which takes the same inputs as [W | B]."""
 
@@ -125,11 +123,6 @@ class Block(nn.Module):
         """
         if self._adapter is None:
             return self._times(rows, "W"), None
-        if len(rows) <= LOW_ROWS and passes.has_kernels(rows):
-            self._derive()
-            assert self._low_a is not None
-            hidden = passes.low(rows, self._low_a)
-            return self._times(rows, "W | B"), hidden
         hidden = self._times(rows, "A")
         if rows.dtype == torch.float32 and self._is_packed(len(rows), self.weight):
             # One copy serves all adapters. One of [W | B] would be made again for each of two that

@@ -11,6 +11,7 @@ opening is a sum over groups.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -150,21 +151,31 @@ class _Groups:
     def __init__(self, spans: Sequence[Span], device: torch.device, opening: int = 0) -> None:
         self.opening = opening
         self.num, longest_prompt, self.answers, longest = _shape(spans)
-        self.prompts = _Cells([(start, p) for start, p, _ in spans], longest_prompt, device)
+        prompts = [(start, p) for start, p, _ in spans]
+        self.prompts = _Cells(self.num, prompts, longest_prompt, device)
         own = []
         for start, p, lengths in spans:
             starts = [start + p + sum(lengths[:g]) for g in range(len(lengths))]
             own += list(zip(starts, lengths, strict=True))
             own += [(start, 0)] * (self.answers - len(lengths))
-        self.own = _Cells(own, longest, device)
+        self.own = _Cells(self.num, own, longest, device)
         self.later = _later(max(longest, min(longest_prompt, BLOCK)), device)
         self.ends: torch.Tensor | None = None  # where padding begins among prompt keys, (B,)
         if any(p < longest_prompt for _, p, _ in spans):
             self.ends = torch.tensor([opening + p for _, p, _ in spans], device=device)
+        self.keys = opening + longest_prompt
+
+    @functools.cached_property
+    def padding(self) -> torch.Tensor | None:
+        """Which prompt keys are padding, (B, 1, O + P)."""
+        if self.ends is None:
+            return None
+        steps = torch.arange(self.keys, device=self.ends.device)
+        return (steps >= self.ends[:, None])[:, None]
 
     def prefill(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> None:
         """Fill the rows of prompts without completions; there will be no backward pass."""
-        queries = self._of_prompts(q).permute(0, 2, 3, 1, 4).flatten(0, 1)  # (B·K, H/K, P, D)
+        queries = self.prompts.heads(q)[:, 0]  # (B·K, rep, P, D)
         keys, values = (
             heads[:, None].expand(-1, queries.shape[1], -1, -1)
             for heads in (self._heads(k), self._heads(v))
@@ -176,26 +187,25 @@ class _Groups:
         rows = scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=1.0
         )
-        rows = rows.unflatten(0, (self.num, -1)).permute(0, 3, 1, 2, 4)
-        self.prompts.put(out, rows.flatten(0, 1))
+        self.prompts.put(out, rows[:, None])
 
     def forward(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor
     ) -> tuple[Any, ...]:
         """Fill these groups' rows of `out`; what the backward pass needs."""
         keys, values = self._heads(k), self._heads(v)
-        queries = self._of_prompts(q)  # (B, P, K, rep, D)
-        rows = torch.empty_like(queries)
+        queries = self.prompts.heads(q)[:, 0]  # (B·K, rep, P, D)
         blocks = []
-        for start in range(0, queries.shape[1], BLOCK):
-            end = min(start + BLOCK, queries.shape[1])
+        of_blocks: list[torch.Tensor] = []
+        for start in range(0, queries.shape[2], BLOCK):
+            end = min(start + BLOCK, queries.shape[2])
             seen = self.opening + end
             block, weights = self._prompt_rows(
-                queries[:, start:end], keys[:, :seen], values[:, :seen]
+                queries[:, :, start:end], keys[:, :seen], values[:, :seen]
             )
-            rows[:, start:end] = block
+            of_blocks.append(block)
             blocks.append((start, end, weights))
-        self.prompts.put(out, rows.flatten(0, 1))
+        self.prompts.put(out, _one_after_another(of_blocks)[:, None])
         own = None
         if self.answers:
             rows, own = self._own_rows(q, k, v, keys, values)
@@ -219,14 +229,14 @@ class _Groups:
         grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)  # (B·K, O+P, D)
         if own is not None:
             self._own_rows_back(own, keys, values, grad, into, grad_keys, grad_values)
-        queries = self._of_prompts(q)
-        # Padding has no gradient: `spread` writes zeros there, while `take` repeats a real token.
-        grad_out = self.prompts.spread(grad).view(queries.shape)
-        rows = torch.empty_like(queries)
+        queries = self.prompts.heads(q)[:, 0]
+        # Padding has no gradient, while its queries are those of a real token.
+        grad_out = self.prompts.heads(grad, padding_is_zero=True)[:, 0]
+        rows: list[torch.Tensor] = []
         # out = P V with P = softmax(S), S = Q Kᵀ. So grad V = Pᵀ grad out, and from the gradient of
         # S: grad K = (grad S)ᵀ Q, grad Q = (grad S) K.
         for start, end, weights in blocks:
-            some, out = (_heads_first(each[:, start:end]) for each in (queries, grad_out))
+            some, out = (each[:, :, start:end].flatten(1, 2) for each in (queries, grad_out))
             seen = self.opening + end
             grad_scores = out @ values[:, :seen].transpose(1, 2)
             if passes.has_kernels(grad_scores):
@@ -235,43 +245,36 @@ class _Groups:
                 grad_scores = _softmax_gradient(grad_scores, weights)
             grad_keys[:, :seen].baddbmm_(grad_scores.transpose(1, 2), some)
             grad_values[:, :seen].baddbmm_(weights.transpose(1, 2), out)
-            rows[:, start:end] = _tokens_first(
-                grad_scores @ keys[:, :seen], rows[:, start:end].shape
-            )
+            rows.append((grad_scores @ keys[:, :seen]).unflatten(1, (queries.shape[1], -1)))
         grad_q, *others = into
-        self.prompts.put(grad_q, rows.flatten(0, 1))
+        self.prompts.put(grad_q, _one_after_another(rows)[:, None])
         for line, heads, shared in zip(others, (grad_keys, grad_values), of_opening, strict=True):
-            each = heads.unflatten(0, (self.num, -1))  # (B, K, O + P, D)
-            self.prompts.put(line, each[:, :, self.opening :].transpose(1, 2).flatten(0, 1))
+            self.prompts.put(line[:, :, None], heads[:, None, None, self.opening :])
             if self.opening:  # every group saw it, so its gradient is a sum over groups
-                shared += each[:, :, : self.opening].sum(0, dtype=torch.float32)
-
-    def _of_prompts(self, rows: torch.Tensor) -> torch.Tensor:
-        """(N, …) → (B, P, …)."""
-        cells = self.prompts.take(rows)
-        return cells.view(self.num, -1, *cells.shape[1:])
+                opening = heads[:, : self.opening].unflatten(0, (self.num, -1))
+                shared += opening.sum(0, dtype=torch.float32)
 
     def _heads(self, rows: torch.Tensor) -> torch.Tensor:
         """Keys or values of the line (N, K, D) → those that the prompts see (B·K, O + P, D)."""
-        own = self._of_prompts(rows).transpose(1, 2)
-        if self.opening:
-            opening = rows[: self.opening].transpose(0, 1)
-            own = torch.cat([opening.expand(self.num, -1, -1, -1), own], dim=2)
-        return own.flatten(0, 1).contiguous()
+        own = self.prompts.heads(rows[:, :, None])[:, 0, 0]
+        if not self.opening:
+            return own
+        opening = rows[: self.opening].transpose(0, 1)
+        return torch.cat([opening.repeat(self.num, 1, 1), own], dim=1)
 
     def _prompt_rows(
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some prompt tokens (B, T, K, rep, D), which see keys (B·K, S, D) up to themselves."""
-        num, seen = q.shape[1], keys.shape[1]
-        scores = _heads_first(q) @ keys.transpose(1, 2)  # (B·K, rep·T, S)
+        """Some prompt tokens (B·K, rep, T, D), which see keys (B·K, S, D) up to themselves."""
+        num, seen = q.shape[2], keys.shape[1]
+        scores = q.flatten(1, 2) @ keys.transpose(1, 2)  # (B·K, rep·T, S)
         if passes.has_kernels(scores):
             weights = passes.softmax(scores, steps=num, seen=seen - num)
         else:
             last = scores.view(-1, num, seen)[:, :, seen - num :]
             last.masked_fill_(self.later[:num, :num], -torch.inf)
             weights = _softmax(scores)
-        return _tokens_first(weights @ values, q.shape), weights
+        return (weights @ values).view(q.shape), weights
 
     def _own_rows(
         self,
@@ -284,12 +287,10 @@ class _Groups:
         """Completion tokens, which see the prompt and what came before them in their own text."""
         # All G·rep·T queries of a group meet the prompt's keys in one product: those keys are read
         # once, not once for each completion. Only the second product is one for each completion.
-        qo = self._grid(self.own.take(q))  # (B·K, G, rep, T, D)
+        qo = self.own.heads(q)  # (B·K, G, rep, T, D)
         heads, num, rep, longest, size = qo.shape
         grid = (heads, num, rep, longest)
-        ko, vo = (
-            self._grid(self.own.take(each).unsqueeze(2)).view(-1, longest, size) for each in (k, v)
-        )
+        ko, vo = (self.own.heads(each[:, :, None]).view(-1, longest, size) for each in (k, v))
         shared = qo.view(heads, -1, size) @ keys.transpose(1, 2)  # (B·K, G·rep·T, P)
         own = qo.view(heads * num, -1, size) @ ko.transpose(1, 2)  # (B·K·G, rep·T, T)
         # One softmax over both: the prompt's scores and the completion's own.
@@ -298,15 +299,14 @@ class _Groups:
             passes.softmax(shared, own, steps=longest, seen=0, limits=self.ends)
             weights = on_prompt, on_own = shared, own
         else:
-            if self.ends is not None:
-                steps = torch.arange(keys.shape[1], device=keys.device)
-                padding = (steps >= self.ends[:, None])[:, None]
-                shared.view(self.num, -1, len(steps)).masked_fill_(padding, -torch.inf)
+            if self.padding is not None:
+                of_group = shared.view(self.num, -1, shared.shape[-1])
+                of_group.masked_fill_(self.padding, -torch.inf)
             own = own.view(*grid, -1).masked_fill_(self.later[:longest, :longest], -torch.inf)
             weights = _softmax(_joined(shared.view(*grid, -1), own, -torch.inf))
             on_prompt, on_own = _split(weights, keys.shape[1])
         out = (on_prompt @ values).view(heads * num, -1, size).baddbmm_(on_own, vo)
-        return self._ungrid(out, rep), (qo, ko, vo, weights)
+        return out.view(qo.shape), (qo, ko, vo, weights)
 
     def _own_rows_back(
         self,
@@ -320,10 +320,10 @@ class _Groups:
     ) -> None:
         """Add to the gradients of the prompt's keys and values; fill those of completions."""
         qo, ko, vo, weights = kept
-        heads, num, rep, _, size = qo.shape
+        heads, num, _, _, size = qo.shape
         # The same gradient in two shapes: for products with the prompt (all completions together)
         # and with each completion's own keys and values.
-        out = self._grid(self.own.spread(grad))
+        out = self.own.heads(grad, padding_is_zero=True)
         flat, each = out.view(heads, -1, size), out.view(heads * num, -1, size)
         grads = flat @ values.transpose(1, 2), each @ vo.transpose(1, 2)
         if isinstance(weights, tuple):
@@ -344,58 +344,65 @@ class _Groups:
         )
         grad_ko = grad_own_scores.transpose(1, 2) @ qo.view(heads * num, -1, size)  # (B·K·G, T, D)
         grad_vo = on_own.transpose(1, 2) @ each
-        self.own.put(into[0], self._ungrid(grad_q, rep))
-        self.own.put(into[1], self._ungrid(grad_ko, 1).squeeze(2))
-        self.own.put(into[2], self._ungrid(grad_vo, 1).squeeze(2))
-
-    def _grid(self, rows: torch.Tensor) -> torch.Tensor:
-        """(B·G·T, K, rep, D) → (B·K, G, rep, T, D)."""
-        cells = rows.view(self.num, self.answers, -1, *rows.shape[1:])
-        return cells.permute(0, 3, 1, 4, 2, 5).contiguous().flatten(0, 1)
-
-    def _ungrid(self, grid: torch.Tensor, rep: int) -> torch.Tensor:
-        """(B·K·G, rep·T, D) → (B·G·T, K, rep, D)."""
-        cells = grid.view(self.num, -1, self.answers, rep, grid.shape[1] // rep, grid.shape[2])
-        return cells.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+        self.own.put(into[0], grad_q.view(qo.shape))
+        for line, heads_of in zip(into[1:], (grad_ko, grad_vo), strict=True):
+            self.own.put(line[:, :, None], heads_of.view(heads, num, 1, -1, size))
 
 
 class _Cells:
-    """Stretches of the line as rows of one length; a short one is padded with its last token."""
+    """Stretches of the line as rows of one length, each group with as many; a short one is padded
+    with its last token.
+    """
 
     def __init__(
-        self, stretches: Sequence[tuple[int, int]], longest: int, device: torch.device
+        self,
+        num: int,
+        stretches: Sequence[tuple[int, int]],
+        longest: int,
+        device: torch.device,
     ) -> None:
-        """A stretch is where it begins and its length."""
-        self.num = len(stretches) * longest
+        """A stretch is where it begins and its length; `num` is the number of groups."""
+        self._shape = (num, len(stretches) // num, longest)  # B, G, T
         held = [
             start + max(0, min(i, length - 1))
             for start, length in stretches
             for i in range(longest)
         ]
-        tokens = [start + i for start, length in stretches for i in range(length)]
         full = [
             row * longest + i for row, (_, length) in enumerate(stretches) for i in range(length)
         ]
-        self._held = _index(held, device)  # (num,) on the line
+        tokens = [held[cell] for cell in full]
+        self._held = _index(held, device)  # on the line, of each cell
         self._tokens = _index(tokens, device)  # positions of the real tokens, each once
         self._full: torch.Tensor | None = None  # their cells; None: all of them
-        if len(full) < self.num:
+        places = torch.tensor(held, device=device, dtype=torch.long)
+        real = places
+        if len(full) < len(held):
             self._full = torch.tensor(full, device=device, dtype=torch.long)
+            real = torch.full_like(places, -1).index_copy_(0, self._full, places[self._full])
+        self._places = places, real
+        """The same for kernels: the place of each cell on the line, and -1 where it is padding."""
 
-    def take(self, line: torch.Tensor) -> torch.Tensor:
-        """(N, …) → (num, …)."""
-        return line[self._held]
+    def heads(self, line: torch.Tensor, *, padding_is_zero: bool = False) -> torch.Tensor:
+        """Tokens of the line (N, K, rep, D), group and head first: (B·K, G, rep, T, D)."""
+        if passes.has_kernels(line):
+            return passes.gather(line, self._places[padding_is_zero], self._shape)
+        if padding_is_zero and self._full is not None:
+            num = self._shape[0] * self._shape[1] * self._shape[2]
+            cells = line.new_zeros(num, *line.shape[1:])
+            cells.index_copy_(0, self._full, line[self._tokens])
+        else:
+            cells = line[self._held]
+        cells = cells.view(*self._shape, *line.shape[1:])
+        return cells.permute(0, 3, 1, 4, 2, 5).contiguous().flatten(0, 1)
 
-    def put(self, line: torch.Tensor, cells: torch.Tensor) -> None:
-        """Write (num, …) where it belongs on the line, padding left out."""
+    def put(self, line: torch.Tensor, heads: torch.Tensor) -> None:
+        """Write what `heads` gives where it belongs on the line, padding left out."""
+        if passes.has_kernels(line):
+            passes.scatter(line, self._places[1], self._shape, heads)
+            return
+        cells = heads.unflatten(0, (self._shape[0], -1)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
         line[self._tokens] = cells if self._full is None else cells[self._full]
-
-    def spread(self, line: torch.Tensor) -> torch.Tensor:
-        """(N, …) → (num, …) with zeros for padding."""
-        tokens = line[self._tokens]
-        if self._full is None:
-            return tokens
-        return line.new_zeros(self.num, *line.shape[1:]).index_copy_(0, self._full, tokens)
 
 
 def _alike(spans: Sequence[Span], opening: int, *, writes: bool) -> Iterator[list[Span]]:
@@ -457,15 +464,9 @@ def _split(rows: torch.Tensor, prompt: int) -> tuple[torch.Tensor, torch.Tensor]
     )
 
 
-def _heads_first(rows: torch.Tensor) -> torch.Tensor:
-    """(B, T, K, rep, D) → (B·K, rep·T, D)."""
-    return rows.permute(0, 2, 3, 1, 4).reshape(len(rows) * rows.shape[2], -1, rows.shape[4])
-
-
-def _tokens_first(heads: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """(B·K, rep·T, D) → (B, T, K, rep, D), which is `shape`."""
-    num, tokens, kv, rep, size = shape
-    return heads.view(num, kv, rep, tokens, size).permute(0, 3, 1, 2, 4)
+def _one_after_another(blocks: list[torch.Tensor]) -> torch.Tensor:
+    """Blocks of tokens (B·K, rep, T, D) in one."""
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:

@@ -23,12 +23,13 @@ __all__ = [
     "exponentials",
     "gate",
     "gate_gradient",
+    "gather",
     "has_kernels",
-    "low",
     "norm",
     "norm_gradient",
     "place",
     "rotate",
+    "scatter",
     "softmax",
     "softmax_gradient",
     "unit_norm",
@@ -59,16 +60,18 @@ def compiler(x: torch.Tensor) -> str | None:
 
 def _run(kernel: str, rows: int, each: int, *arguments: torch.Tensor | int | None) -> None:
     """Run a kernel over rows of `each` numbers; a tensor is given as its address, None as 0."""
-    numbers = [
-        argument.data_ptr() if isinstance(argument, torch.Tensor) else argument or 0
-        for argument in arguments
-    ]
+    numbers = []
+    for argument in arguments:
+        if isinstance(argument, torch.Tensor):
+            assert argument.stride(-1) == 1, "a kernel sees addresses only"
+            argument = argument.data_ptr()
+        numbers.append(argument or 0)
     getattr(_loops(), kernel)(rows, each, torch.get_num_threads(), *numbers)
 
 
 def add(x: torch.Tensor, change: torch.Tensor) -> None:
     """Add a change to x (N, W), float32 because adding in bfloat16 would lose small changes."""
-    if has_kernels(change):
+    if has_kernels(change) and x.is_contiguous() and change.is_contiguous():
         _run("add", *x.shape, x, change, x.shape[1])
     else:
         x.add_(change)
@@ -78,7 +81,7 @@ def copy(x: torch.Tensor, room: torch.Tensor) -> None:
     """Fill a room with inputs (N, in)."""
     width = x.shape[1]
     if has_kernels(x) and x.is_contiguous():
-        _run("copy", *x.shape, x, room, width, room.shape[1], room.shape[1])
+        _run("copy", *x.shape, x, room, width, room.shape[1])
     else:
         room[:, :width] = x
         room[:, width:] = 0
@@ -99,7 +102,7 @@ def norm(
         x / rms in the weight's dtype and 1 / rms, which backward needs, with `keep`.
     """
     width = x.shape[1]
-    if has_kernels(room):
+    if has_kernels(room) and weight.dtype == room.dtype and x.is_contiguous():
         kept = None
         if keep:
             kept = torch.empty_like(x, dtype=weight.dtype), x.new_empty(len(x), 1)
@@ -138,7 +141,7 @@ def norm_gradient(
 
     With u = x / rms and g = grad · weight, it is (g − u · mean(g · u)) / rms.
     """
-    if has_kernels(grad) and grad.dim() == 2 and into.is_contiguous():
+    if has_kernels(grad) and grad.dim() == 2 and into.is_contiguous() and grad.is_contiguous():
         narrow = torch.empty_like(grad)
         _run("norm_gradient", *grad.shape, into, grad, weight, unit, inverse, narrow, grad.shape[1])
         return narrow
@@ -150,17 +153,6 @@ def norm_gradient(
         wide.addcmul_(line, (wide * line).mean(-1, keepdim=True), value=-1)
         into[some].addcmul_(wide, inverse[some])
     return into.to(grad.dtype)
-
-
-def low(room: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    """Write x Aᵀ (N, ranks) into the last columns of a room; A is [A | 0] (ranks, in + ranks).
-
-    For few rows, and only where there are kernels.
-    """
-    ranks, columns = a.shape
-    width = columns - ranks
-    _run("low", len(room), width * ranks, room, a, width, ranks, columns)
-    return room[:, width:]
 
 
 def gate(gate_up: torch.Tensor, room: torch.Tensor, *, keep: bool) -> None:
@@ -264,7 +256,43 @@ def collect(
     rep = queries // slots
     _run(
         "collect", rows, heads * rep * size, attended, cell_of_row, room, slots, heads, rep, size,
-        *attended.stride()[:3], attended.numel(), room.shape[1],
+        *attended.stride()[:3], room.shape[1],
+    )  # fmt: skip
+
+
+def gather(line: torch.Tensor, places: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Take tokens of a line (N, K, rep, D) into (B·K, G, rep, T, D).
+
+    `places` (B·G·T,) is the row of each cell, -1 where it is to be zeros; `shape` is B, G and T.
+    Only where there are kernels.
+    """
+    _, heads, rep, size = line.shape
+    blocks, groups, steps = shape
+    out = line.new_empty(blocks * heads, groups, rep, steps, size)
+    _move("gather", line, places, shape, out)
+    return out
+
+
+def scatter(
+    line: torch.Tensor, places: torch.Tensor, shape: tuple[int, int, int], heads: torch.Tensor
+) -> None:
+    """Write what `gather` gives back to its places, except to -1. Only where there are kernels."""
+    _move("scatter", line, places, shape, heads.contiguous())
+
+
+def _move(
+    kernel: str,
+    line: torch.Tensor,
+    places: torch.Tensor,
+    shape: tuple[int, int, int],
+    heads: torch.Tensor,
+) -> None:
+    _, num, rep, size = line.shape
+    _, groups, steps = shape
+    assert line.stride(3) == 1
+    _run(
+        kernel, len(places), num * rep * size, line, places, heads,
+        *line.stride()[:3], groups, steps, num, rep, size,
     )  # fmt: skip
 
 
