@@ -6,6 +6,7 @@
     python tests/benchmarks/engine.py --learning --out learn.png  curves of both, three seeds
     python tests/benchmarks/engine.py --greedy                    first difference from `generate`
     python tests/benchmarks/engine.py --budget                    where the time of rftkit goes
+    python tests/benchmarks/engine.py --loops                     rftkit with its loops and without
 
 TRL need not live in rftkit's environment: `--trl PYTHON` names an interpreter that has it (and
 torch, transformers, peft of the same versions). Both sides run as processes of their own, so that
@@ -61,9 +62,11 @@ def peak_gb() -> float:
 
 def run_rftkit(case: dict[str, Any]) -> dict[str, Any]:
     """Seconds of each step's two halves."""
+    from rftkit.server.engine.torch import passes
     from rftkit.server.engine.torch.engine import TorchEngine
     from rftkit.server.engine.values import LoraConfig, SampleRequest, TrainGroup, TrainSettings
 
+    has_kernels = passes.has_kernels
     set_threads(case)
     engine = TorchEngine(Path(case["model"]), name="benchmark")
     engine.start_policy(LoraConfig(RANK, ALPHA), case["seed"])
@@ -76,6 +79,8 @@ def run_rftkit(case: dict[str, Any]) -> dict[str, Any]:
     for step in range(case["steps"]):
         # With a budget the last step is counted operator by operator, which slows it down.
         counted = case.get("budget", False) and step == case["steps"] - 1
+        if case.get("alternates", False):
+            passes.has_kernels = has_kernels if step % 2 else lambda _x: False
         chosen = case["rows"][step] if "rows" in case else range(len(prompts))
         start = time.perf_counter()
         seeds = [[(case["seed"], step, b, g) for g in range(case["G"])] for b in chosen]
@@ -423,6 +428,24 @@ def budget(name: str, options: argparse.Namespace, tokens: int) -> None:
         print(f"    spent in: {words}, outside operators {outside:.2f}", flush=True)
 
 
+def loops(name: str, options: argparse.Namespace, tokens: int) -> None:
+    """Compiled loops beside torch's operators: steps with the ones and the others in turn, so that
+    a machine whose speed changes changes both.
+    """
+    case = speed_case(options, tokens, options.batch, options.completions)
+    result = child(
+        __file__, sys.executable, "rftkit", case | {"alternates": True, "steps": 2 * options.steps}
+    )
+    assert result is not None, "rftkit itself failed"
+    print(f"\n{name}, compiled loops: {result['settings']['loops']}", flush=True)
+    halves = ("sampling", "update")
+    plain, fast = ({half: result[half][n::2] for half in halves} for n in (0, 1))
+    show("torch's operators", result | plain)
+    show("loops", result | fast)
+    saved = [1 - b / a for a, b in zip(seconds(plain), seconds(fast), strict=True)]
+    print("  saved: step {:.0%}, sampling {:.0%}, update {:.0%}".format(*saved), flush=True)
+
+
 def smallest_operator() -> float:
     """Seconds of one addition of one number."""
     import torch
@@ -614,7 +637,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    for name in ("short", "long", "growth", "learning", "greedy", "budget"):
+    for name in ("short", "long", "growth", "learning", "greedy", "budget", "loops"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--model", help="a Hugging Face folder; default: smollm2-135m-instruct")
     parser.add_argument(
@@ -656,9 +679,11 @@ def main() -> None:
             options.steps = wanted or steps
             compare(name, options, tokens, aim)
     options.steps = wanted or 3
-    if options.budget:
-        for name, tokens in (("short", 60), ("long", 600)):
+    for name, tokens in (("short", 60), ("long", 600)):
+        if options.budget:
             budget(name, options, tokens)
+        if options.loops:
+            loops(name, options, tokens)
     if options.growth:
         growth(options)
     if options.learning:

@@ -326,3 +326,19 @@ def test_without_numba_torch_computes(tmp_path: Path) -> None:
         assert (x == 2).all()
     """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@needs_kernels
+def test_a_folder_does_not_say_where_compiled_loops_are_read_from(tmp_path: Path) -> None:
+    """numba unpickles them, and the current folder may be anybody's."""
+    (tmp_path / ".numba_config.yaml").write_text("cache_dir: theirs\n")
+    code = """if True:
+        import torch
+        from rftkit.server.engine.torch import passes
+        x, change = torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bfloat16)
+        assert passes.has_kernels(change)
+        passes.add(x, change)
+        assert (x == 2).all()
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".numba_config.yaml"]

@@ -5,8 +5,8 @@ float32 inside, and rounded where torch's own operators would round them. A loop
 computes each by itself, so the number of threads changes no result. Not here: tensors, and when
 these loops are taken (`passes.py`).
 
-numba compiles a loop when it is first needed, which takes about half a second, and keeps it on disk
-for the next process. It brings its own compiler.
+numba compiles a loop when it is first needed, which takes about half a second, and keeps it for the
+next process, beside this file or in the user's cache folder. It brings its own compiler.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ x Aᵀ and become zeros (`lora.Block.room`).
 from __future__ import annotations
 
 import functools
+import os
 from typing import Any
 
 import torch
@@ -41,6 +42,9 @@ CACHED_ROWS = 256  # float32 states that a processor's cache holds a few times
 @functools.cache
 def _loops() -> Any:
     """The module of kernels; None without numba, or where these cannot use torch's threads."""
+    # numba obeys a .numba_config.yaml in the current folder, which may be anybody's, and would
+    # unpickle what is in the `cache_dir` named there. The environment goes before that file.
+    os.environ.setdefault("NUMBA_CACHE_DIR", "")
     try:
         from rftkit.server.engine.torch import kernels
     except ImportError:
