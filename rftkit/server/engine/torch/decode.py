@@ -228,7 +228,7 @@ class Decode:
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
     ) -> tuple[torch.Tensor, None]:
         """See Layout."""
-        if self.num == self.slots == len(self.blocks) == 1 and self.real is None:
+        if self.num == 1 and self._sees_all:
             return self._attend_one(layer, q, k, v), None
         rep = q.shape[2]
         q, k, v = self._cells(q), self._cells(k), self._cells(v)  # (B, S, n, K, …)
@@ -246,6 +246,11 @@ class Decode:
             queries, keys, values, attn_mask=self._mask, scale=1.0
         ).unflatten(2, (self.slots, self.num, rep))
         return self._rows(out.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 1)), None
+
+    @property
+    def _sees_all(self) -> bool:
+        """Whether there is one row, which sees all keys of its line and needs no mask."""
+        return self.slots == len(self.blocks) == 1 and self.real is None
 
     @property
     def fills(self) -> bool:
@@ -266,7 +271,7 @@ class Decode:
         `attend` does between two products, in three operations.
         """
         keys, values = self.keys[layer], self.values[layer]
-        if self._mask is None and self.slots * len(self.lengths) > 1:
+        if self._mask is None and not self._sees_all:
             self._mask = self._seen(qk.shape[1] // v.shape[1] - 1, qk.dtype)
         start, end = self._end(self.length), self._end(self.length + 1)
         queries = passes.place(qk, v, *tables, self.cell_to_row, keys, values, start)

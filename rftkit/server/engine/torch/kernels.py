@@ -65,11 +65,6 @@ class Kernel:
         return ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._address)
 
 
-def kernel(loop: Callable[..., None]) -> Kernel:
-    """Make a kernel of a loop."""
-    return Kernel(loop)
-
-
 @functools.cache
 def start_threads() -> Any:
     """OpenMP's function that runs another in several threads, those in which torch computes; None
@@ -204,41 +199,47 @@ def exp(x: Any) -> Any:
     return np.float32(0) if x < least else p * power_of_two(n)
 
 
-# All loops have one form. A task has the number of rows, how many of them a thread takes at a time,
-# and what is the loop's own: addresses and sizes. Threads take stretches until none is left.
+@numba.njit(error_model="numpy")
+def rows_of(task: Any) -> Any:
+    """The rows that this thread computes: one stretch of them after another, until none is left."""
+    t = carray(task, (NUM_ARGUMENTS,))
+    rows, share = t[1], t[2]
+    start = _next(task) * share
+    while start < rows:
+        for row in range(start, min(rows, start + share)):  # noqa: UP028, unknown to numba
+            yield row
+        start = _next(task) * share
 
 
-@kernel
+# A task of each loop has the number of rows, how many of them a thread takes at a time, and what is
+# the loop's own: addresses and sizes.
+
+
+@Kernel
 def add(task: Any) -> None:
     """Add a change to x (N, W) float32."""
     t = carray(task, (NUM_ARGUMENTS,))
-    rows, share, width = t[1], t[2], t[5]
+    rows, width = t[1], t[5]
     x, change = carray(_at(t[3], F32), (rows, width)), carray(_at(t[4], U16), (rows, width))
-    start = _next(task) * share
-    while start < rows:
-        for n in range(start, min(rows, start + share)):
-            for i in range(width):
-                x[n, i] += wide(change[n, i])
-        start = _next(task) * share
+    for n in rows_of(task):
+        for i in range(width):
+            x[n, i] += wide(change[n, i])
 
 
-@kernel
+@Kernel
 def copy(task: Any) -> None:
     """Write rows (N, W) into wider ones, and zeros after them."""
     t = carray(task, (NUM_ARGUMENTS,))
-    rows, share, width, stride = t[1], t[2], t[5], t[6]
+    rows, width, stride = t[1], t[5], t[6]
     x, out = carray(_at(t[3], U16), (rows, width)), carray(_at(t[4], U16), (rows, stride))
-    start = _next(task) * share
-    while start < rows:
-        for n in range(start, min(rows, start + share)):
-            for i in range(width):
-                out[n, i] = x[n, i]
-            for i in range(width, stride):
-                out[n, i] = 0
-        start = _next(task) * share
+    for n in rows_of(task):
+        for i in range(width):
+            out[n, i] = x[n, i]
+        for i in range(width, stride):
+            out[n, i] = 0
 
 
-@kernel
+@Kernel
 def norm(task: Any) -> None:
     """Write x / rms(x) · weight of x (N, W) float32, and zeros after it up to the end of a row.
 
@@ -246,96 +247,84 @@ def norm(task: Any) -> None:
     x / rms (N, W) and 1 / rms (N,) float32.
     """
     t = carray(task, (NUM_ARGUMENTS,))
-    rows, share, width, stride = t[1], t[2], t[10], t[11]
+    rows, width, stride = t[1], t[10], t[11]
     x, change = carray(_at(t[3], F32), (rows, width)), carray(_at(t[4], U16), (rows, width))
     weight, epsilon = carray(_at(t[5], U16), (width,)), carray(_at(t[6], F32), (1,))[0]
     out, unit = carray(_at(t[7], U16), (rows, stride)), carray(_at(t[8], U16), (rows, width))
     inverse = carray(_at(t[9], F32), (rows,))
-    start = _next(task) * share
-    while start < rows:
-        for n in range(start, min(rows, start + share)):
-            if t[4] != 0:
-                for i in range(width):
-                    x[n, i] += wide(change[n, i])
-            squares = np.float32(0)
+    for n in rows_of(task):
+        if t[4] != 0:
             for i in range(width):
-                squares += x[n, i] * x[n, i]
-            scale = np.float32(1) / np.sqrt(epsilon + squares / np.float32(width))
+                x[n, i] += wide(change[n, i])
+        squares = np.float32(0)
+        for i in range(width):
+            squares += x[n, i] * x[n, i]
+        scale = np.float32(1) / np.sqrt(epsilon + squares / np.float32(width))
+        for i in range(width):
+            out[n, i] = narrow(rounded(x[n, i] * scale) * wide(weight[i]))
+        for i in range(width, stride):
+            out[n, i] = 0
+        if t[8] != 0:
             for i in range(width):
-                out[n, i] = narrow(rounded(x[n, i] * scale) * wide(weight[i]))
-            for i in range(width, stride):
-                out[n, i] = 0
-            if t[8] != 0:
-                for i in range(width):
-                    unit[n, i] = narrow(x[n, i] * scale)
-                inverse[n] = scale
-        start = _next(task) * share
+                unit[n, i] = narrow(x[n, i] * scale)
+            inverse[n] = scale
 
 
-@kernel
+@Kernel
 def norm_gradient(task: Any) -> None:
     """Add (g − u · mean(g · u)) / rms to the gradient of x (N, W) float32, with g = grad · weight
     and u = x / rms; and write the sum rounded.
     """
     t = carray(task, (NUM_ARGUMENTS,))
-    rows, share, width = t[1], t[2], t[9]
+    rows, width = t[1], t[9]
     into, grad = carray(_at(t[3], F32), (rows, width)), carray(_at(t[4], U16), (rows, width))
     weight, unit = carray(_at(t[5], U16), (width,)), carray(_at(t[6], U16), (rows, width))
     inverse, out = carray(_at(t[7], F32), (rows,)), carray(_at(t[8], U16), (rows, width))
-    start = _next(task) * share
-    while start < rows:
-        for n in range(start, min(rows, start + share)):
-            inner = np.float32(0)
-            for i in range(width):
-                inner += wide(grad[n, i]) * wide(weight[i]) * wide(unit[n, i])
-            inner /= np.float32(width)
-            scale = inverse[n]
-            for i in range(width):
-                g = wide(grad[n, i]) * wide(weight[i])
-                into[n, i] += (g - wide(unit[n, i]) * inner) * scale
-                out[n, i] = narrow(into[n, i])
-        start = _next(task) * share
+    for n in rows_of(task):
+        inner = np.float32(0)
+        for i in range(width):
+            inner += wide(grad[n, i]) * wide(weight[i]) * wide(unit[n, i])
+        inner /= np.float32(width)
+        scale = inverse[n]
+        for i in range(width):
+            g = wide(grad[n, i]) * wide(weight[i])
+            into[n, i] += (g - wide(unit[n, i]) * inner) * scale
+            out[n, i] = narrow(into[n, i])
 
 
-@kernel
+@Kernel
 def gate(task: Any) -> None:
-    """silu(gate) · up of rows gate | up (N, 2 F), and zeros after it up to the end of a row.
+    """Write silu(gate) · up of rows gate | up (N, 2 F), and zeros after it up to a row's end.
 
     With `keep`, the derivatives by gate and by up take the place of gate and up.
     """
     t = carray(task, (NUM_ARGUMENTS,))
-    rows, share, width, stride, keep = t[1], t[2], t[5], t[6], t[7]
+    rows, width, stride, keep = t[1], t[5], t[6], t[7]
     both, out = carray(_at(t[3], U16), (rows, 2 * width)), carray(_at(t[4], U16), (rows, stride))
     one = np.float32(1)
-    start = _next(task) * share
-    while start < rows:
-        for n in range(start, min(rows, start + share)):
-            for i in range(width):
-                g, up = wide(both[n, i]), wide(both[n, width + i])
-                s = one / (one + exp(-g))
-                active = narrow(g * s)
-                out[n, i] = narrow(wide(active) * up)
-                if keep != 0:
-                    both[n, i] = narrow(up * s * (one + g * (one - s)))
-                    both[n, width + i] = active
-            for i in range(width, stride):
-                out[n, i] = 0
-        start = _next(task) * share
+    for n in rows_of(task):
+        for i in range(width):
+            g, up = wide(both[n, i]), wide(both[n, width + i])
+            s = one / (one + exp(-g))
+            active = narrow(g * s)
+            out[n, i] = narrow(wide(active) * up)
+            if keep != 0:
+                both[n, i] = narrow(up * s * (one + g * (one - s)))
+                both[n, width + i] = active
+        for i in range(width, stride):
+            out[n, i] = 0
 
 
-@kernel
+@Kernel
 def gate_gradient(task: Any) -> None:
     """Multiply both halves of rows (N, 2 F) by those of a gradient (N, F), in place."""
     t = carray(task, (NUM_ARGUMENTS,))
-    rows, share, width = t[1], t[2], t[5]
+    rows, width = t[1], t[5]
     grad, both = carray(_at(t[3], U16), (rows, width)), carray(_at(t[4], U16), (rows, 2, width))
-    start = _next(task) * share
-    while start < rows:
-        for n in range(start, min(rows, start + share)):
-            for half in range(2):
-                for i in range(width):
-                    both[n, half, i] = narrow(wide(grad[n, i]) * wide(both[n, half, i]))
-        start = _next(task) * share
+    for n in rows_of(task):
+        for half in range(2):
+            for i in range(width):
+                both[n, half, i] = narrow(wide(grad[n, i]) * wide(both[n, half, i]))
 
 
 @inline
@@ -355,27 +344,24 @@ def turn(
         )
 
 
-@kernel
+@Kernel
 def rotate(task: Any) -> None:
     """Turn pairs (i, i + D/2) of each head (N, H, D) by their angles; `sign` is that of the sines.
 
     Rows of x and of the result may have gaps between them.
     """
     t = carray(task, (NUM_ARGUMENTS,))
-    rows, share, x_stride, stride, heads, half = t[1], t[2], t[7], t[8], t[9], t[10]
+    rows, x_stride, stride, heads, half = t[1], t[7], t[8], t[9], t[10]
     sign = np.float32(t[11])
     x, out = carray(_at(t[3], U16), (rows, x_stride)), carray(_at(t[4], U16), (rows, stride))
     cos = carray(_at(t[5], U16), (rows, heads, 2, half))
     sin = carray(_at(t[6], U16), (rows, heads, 2, half))
-    start = _next(task) * share
-    while start < rows:
-        for n in range(start, min(rows, start + share)):
-            for h in range(heads):
-                turn(x, n, h, cos, sin, half, sign, out, n, h * 2 * half)
-        start = _next(task) * share
+    for n in rows_of(task):
+        for h in range(heads):
+            turn(x, n, h, cos, sin, half, sign, out, n, h * 2 * half)
 
 
-@kernel
+@Kernel
 def place(task: Any) -> None:
     """Rotate queries and keys of rows (R, H + K, D), and put them where attention of blocks takes
     them, with v (R, K, D).
@@ -383,7 +369,7 @@ def place(task: Any) -> None:
     Queries are (B, K, S·rep, D), lines of keys and values (B, K, T, D), written from `first` on.
     """
     t = carray(task, (NUM_ARGUMENTS,))
-    cells, share, slots, first, room = t[1], t[2], t[11], t[12], t[13]
+    cells, slots, first, room = t[1], t[11], t[12], t[13]
     heads, rep, half, num = t[14], t[15], t[16], t[19]
     size, blocks, turned = 2 * half, cells // slots, heads * (rep + 1)
     x, v = carray(_at(t[3], U16), (num, t[17])), carray(_at(t[4], U16), (num, t[18]))
@@ -393,46 +379,40 @@ def place(task: Any) -> None:
     queries = carray(_at(t[8], U16), (blocks * heads * slots * rep, size))
     keys = carray(_at(t[9], U16), (blocks * heads * room, size))
     values = carray(_at(t[10], U16), (blocks * heads * room, size))
-    start = _next(task) * share
-    while start < cells:
-        for cell in range(start, min(cells, start + share)):
-            row, block = row_of[cell], cell // slots
-            slot = cell - block * slots
-            for h in range(heads):
-                line = (block * heads + h) * slots * rep + slot * rep
-                for r in range(rep):
-                    turn(x, row, h * rep + r, cos, sin, half, np.float32(1), queries, line + r, 0)
-                line = (block * heads + h) * room + first + slot
-                turn(x, row, heads * rep + h, cos, sin, half, np.float32(1), keys, line, 0)
-                for i in range(size):
-                    values[line, i] = v[row, h * size + i]
-        start = _next(task) * share
+    for cell in rows_of(task):
+        row, block = row_of[cell], cell // slots
+        slot = cell - block * slots
+        for h in range(heads):
+            line = (block * heads + h) * slots * rep + slot * rep
+            for r in range(rep):
+                turn(x, row, h * rep + r, cos, sin, half, np.float32(1), queries, line + r, 0)
+            line = (block * heads + h) * room + first + slot
+            turn(x, row, heads * rep + h, cos, sin, half, np.float32(1), keys, line, 0)
+            for i in range(size):
+                values[line, i] = v[row, h * size + i]
 
 
-@kernel
+@Kernel
 def collect(task: Any) -> None:
     """Take rows (R, K·rep·D) from what attention of blocks gave, (B, K, S·rep, D) with strides, and
     write zeros after them up to the end of a row.
     """
     t = carray(task, (NUM_ARGUMENTS,))
-    rows, share, slots, heads, rep, size = t[1], t[2], t[6], t[7], t[8], t[9]
+    rows, slots, heads, rep, size = t[1], t[6], t[7], t[8], t[9]
     of_block, of_head, of_query, stride = t[10], t[11], t[12], t[13]
     attended = carray(_at(t[3], U16), (ENDLESS,))
     cell_of, out = carray(_at(t[4], I64), (rows,)), carray(_at(t[5], U16), (rows, stride))
-    start = _next(task) * share
-    while start < rows:
-        for row in range(start, min(rows, start + share)):
-            block = cell_of[row] // slots
-            slot = cell_of[row] - block * slots
-            for h in range(heads):
-                for r in range(rep):
-                    source = block * of_block + h * of_head + (slot * rep + r) * of_query
-                    target = (h * rep + r) * size
-                    for i in range(size):
-                        out[row, target + i] = attended[source + i]
-            for i in range(heads * rep * size, stride):
-                out[row, i] = 0
-        start = _next(task) * share
+    for row in rows_of(task):
+        block = cell_of[row] // slots
+        slot = cell_of[row] - block * slots
+        for h in range(heads):
+            for r in range(rep):
+                source = block * of_block + h * of_head + (slot * rep + r) * of_query
+                target = (h * rep + r) * size
+                for i in range(size):
+                    out[row, target + i] = attended[source + i]
+        for i in range(heads * rep * size, stride):
+            out[row, i] = 0
 
 
 @inline
@@ -444,55 +424,49 @@ def cell_of(cell: Any, head: Any, groups: Any, steps: Any, heads: Any, rep: Any)
     return (((block * heads + k) * groups + group) * rep + r) * steps + step
 
 
-@kernel
+@Kernel
 def gather(task: Any) -> None:
     """Take tokens of a line (N, K, rep, D) with strides into (B, K, G, rep, T, D), cell by cell.
 
     A cell (b, g, t) whose place is -1 is filled with zeros.
     """
     t = carray(task, (NUM_ARGUMENTS,))
-    cells, share, of_row, of_head, of_query = t[1], t[2], t[6], t[7], t[8]
+    cells, of_row, of_head, of_query = t[1], t[6], t[7], t[8]
     groups, steps, heads, rep, size = t[9], t[10], t[11], t[12], t[13]
-    line, place = carray(_at(t[3], U16), (ENDLESS,)), carray(_at(t[4], I64), (cells,))
+    line, row_of = carray(_at(t[3], U16), (ENDLESS,)), carray(_at(t[4], I64), (cells,))
     out = carray(_at(t[5], U16), (cells * heads * rep, size))
-    start = _next(task) * share
-    while start < cells:
-        for cell in range(start, min(cells, start + share)):
-            row = place[cell]
-            for head in range(heads * rep):
-                to = cell_of(cell, head, groups, steps, heads, rep)
-                if row >= 0:
-                    source = row * of_row + head // rep * of_head + head % rep * of_query
-                    for i in range(size):
-                        out[to, i] = line[source + i]
-                else:
-                    for i in range(size):
-                        out[to, i] = 0
-        start = _next(task) * share
+    for cell in rows_of(task):
+        row = row_of[cell]
+        for head in range(heads * rep):
+            to = cell_of(cell, head, groups, steps, heads, rep)
+            if row >= 0:
+                source = row * of_row + head // rep * of_head + head % rep * of_query
+                for i in range(size):
+                    out[to, i] = line[source + i]
+            else:
+                for i in range(size):
+                    out[to, i] = 0
 
 
-@kernel
+@Kernel
 def scatter(task: Any) -> None:
     """Write (B, K, G, rep, T, D) to where `gather` takes it from; a place of -1 is left out."""
     t = carray(task, (NUM_ARGUMENTS,))
-    cells, share, of_row, of_head, of_query = t[1], t[2], t[6], t[7], t[8]
+    cells, of_row, of_head, of_query = t[1], t[6], t[7], t[8]
     groups, steps, heads, rep, size = t[9], t[10], t[11], t[12], t[13]
-    line, place = carray(_at(t[3], U16), (ENDLESS,)), carray(_at(t[4], I64), (cells,))
+    line, row_of = carray(_at(t[3], U16), (ENDLESS,)), carray(_at(t[4], I64), (cells,))
     given = carray(_at(t[5], U16), (cells * heads * rep, size))
-    start = _next(task) * share
-    while start < cells:
-        for cell in range(start, min(cells, start + share)):
-            row = place[cell]
-            if row >= 0:
-                for head in range(heads * rep):
-                    source = cell_of(cell, head, groups, steps, heads, rep)
-                    to = row * of_row + head // rep * of_head + head % rep * of_query
-                    for i in range(size):
-                        line[to + i] = given[source, i]
-        start = _next(task) * share
+    for cell in rows_of(task):
+        row = row_of[cell]
+        if row >= 0:
+            for head in range(heads * rep):
+                source = cell_of(cell, head, groups, steps, heads, rep)
+                to = row * of_row + head // rep * of_head + head % rep * of_query
+                for i in range(size):
+                    line[to + i] = given[source, i]
 
 
-@kernel
+@Kernel
 def softmax(task: Any) -> None:
     """Softmax of each row in place; what is not among its first keys is hidden from it.
 
@@ -501,83 +475,74 @@ def softmax(task: Any) -> None:
     the last part.
     """
     t = carray(task, (NUM_ARGUMENTS,))
-    rows, share, width, more, each, steps, seen = t[1], t[2], t[6], t[7], t[8], t[9], t[10]
+    rows, width, more, each, steps, seen = t[1], t[6], t[7], t[8], t[9], t[10]
     first, second = carray(_at(t[3], U16), (rows, width)), carray(_at(t[4], U16), (rows, more))
     limits = carray(_at(t[5], I64), (rows,))
     numbers = np.empty(width + more, np.float32)
-    start = _next(task) * share
-    while start < rows:
-        for n in range(start, min(rows, start + share)):
-            a, b = width, seen + n % steps
-            if t[5] != 0:
-                a = limits[n // each]
-            if more == 0:
-                a, b = b, 0
-            key = LEAST_KEY
-            for i in range(a):
-                key = larger(key, wide(first[n, i]))
-            for i in range(b):
-                key = larger(key, wide(second[n, i]))
-            largest = number_of(key)
-            total = np.float32(0)
-            for i in range(a):
-                numbers[i] = exp(wide(first[n, i]) - largest)
-                total += numbers[i]
-            for i in range(b):
-                numbers[width + i] = exp(wide(second[n, i]) - largest)
-                total += numbers[width + i]
-            scale = np.float32(1) / total
-            for i in range(a):
-                first[n, i] = narrow(numbers[i] * scale)
-            for i in range(a, width):
-                first[n, i] = 0
-            for i in range(b):
-                second[n, i] = narrow(numbers[width + i] * scale)
-            for i in range(b, more):
-                second[n, i] = 0
-        start = _next(task) * share
+    for n in rows_of(task):
+        a, b = width, seen + n % steps
+        if t[5] != 0:
+            a = limits[n // each]
+        if more == 0:
+            a, b = b, 0
+        key = LEAST_KEY
+        for i in range(a):
+            key = larger(key, wide(first[n, i]))
+        for i in range(b):
+            key = larger(key, wide(second[n, i]))
+        largest = number_of(key)
+        total = np.float32(0)
+        for i in range(a):
+            numbers[i] = exp(wide(first[n, i]) - largest)
+            total += numbers[i]
+        for i in range(b):
+            numbers[width + i] = exp(wide(second[n, i]) - largest)
+            total += numbers[width + i]
+        scale = np.float32(1) / total
+        for i in range(a):
+            first[n, i] = narrow(numbers[i] * scale)
+        for i in range(a, width):
+            first[n, i] = 0
+        for i in range(b):
+            second[n, i] = narrow(numbers[width + i] * scale)
+        for i in range(b, more):
+            second[n, i] = 0
 
 
-@kernel
+@Kernel
 def softmax_gradient(task: Any) -> None:
     """Write w · (g − Σ g · w) over g, in rows of one part or two, as in `softmax`."""
     t = carray(task, (NUM_ARGUMENTS,))
-    rows, share, width, more = t[1], t[2], t[7], t[8]
+    rows, width, more = t[1], t[7], t[8]
     g1, w1 = carray(_at(t[3], U16), (rows, width)), carray(_at(t[4], U16), (rows, width))
     g2, w2 = carray(_at(t[5], U16), (rows, more)), carray(_at(t[6], U16), (rows, more))
-    start = _next(task) * share
-    while start < rows:
-        for n in range(start, min(rows, start + share)):
-            inner = np.float32(0)
-            for i in range(width):
-                inner += wide(g1[n, i]) * wide(w1[n, i])
-            for i in range(more):
-                inner += wide(g2[n, i]) * wide(w2[n, i])
-            for i in range(width):
-                g1[n, i] = narrow(wide(w1[n, i]) * (wide(g1[n, i]) - inner))
-            for i in range(more):
-                g2[n, i] = narrow(wide(w2[n, i]) * (wide(g2[n, i]) - inner))
-        start = _next(task) * share
+    for n in rows_of(task):
+        inner = np.float32(0)
+        for i in range(width):
+            inner += wide(g1[n, i]) * wide(w1[n, i])
+        for i in range(more):
+            inner += wide(g2[n, i]) * wide(w2[n, i])
+        for i in range(width):
+            g1[n, i] = narrow(wide(w1[n, i]) * (wide(g1[n, i]) - inner))
+        for i in range(more):
+            g2[n, i] = narrow(wide(w2[n, i]) * (wide(g2[n, i]) - inner))
 
 
-@kernel
+@Kernel
 def exponentials(task: Any) -> None:
-    """exp(x − max) of rows (N, V) float32, as bfloat16, and the log of the sum of exp(x), (N,)."""
+    """Write exp(x − max) of rows (N, V) float32, as bfloat16; the maxima and the sums, (N,)."""
     t = carray(task, (NUM_ARGUMENTS,))
-    rows, share, width = t[1], t[2], t[7]
+    rows, width = t[1], t[7]
     x, out = carray(_at(t[3], F32), (rows, width)), carray(_at(t[4], U16), (rows, width))
     largest, totals = carray(_at(t[5], F32), (rows,)), carray(_at(t[6], F32), (rows,))
-    start = _next(task) * share
-    while start < rows:
-        for n in range(start, min(rows, start + share)):
-            key = LEAST_KEY
-            for i in range(width):
-                key = larger(key, x[n, i])
-            most = number_of(key)
-            total = np.float32(0)
-            for i in range(width):
-                number = exp(x[n, i] - most)
-                total += number
-                out[n, i] = narrow(number)
-            largest[n], totals[n] = most, total
-        start = _next(task) * share
+    for n in rows_of(task):
+        key = LEAST_KEY
+        for i in range(width):
+            key = larger(key, x[n, i])
+        most = number_of(key)
+        total = np.float32(0)
+        for i in range(width):
+            number = exp(x[n, i] - most)
+            total += number
+            out[n, i] = narrow(number)
+        largest[n], totals[n] = most, total

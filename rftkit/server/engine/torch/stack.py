@@ -38,9 +38,25 @@ class Norm:
         epsilon = float(module.epsilon if epsilon is None else epsilon)
         self.epsilon = torch.full((1,), epsilon, device=self.weight.device)
 
-    def weight_gradient(self, grad: torch.Tensor, unit: torch.Tensor) -> list[torch.Tensor]:
-        """The gradient of the weight in a list, empty when the weight is frozen."""
-        return [(grad * unit).flatten(0, -2).sum(0)] if self.weight.requires_grad else []
+    def fill(self, x: torch.Tensor, room: torch.Tensor, **options: Any) -> Any:
+        """See `passes.norm`."""
+        return passes.norm(x, self.weight, self.epsilon, room, **options)
+
+    def of_heads(self, x: torch.Tensor, out: torch.Tensor) -> Tables:
+        """See `passes.unit_norm`."""
+        return passes.unit_norm(x, self.weight, self.epsilon, out)
+
+    def add_gradient(
+        self, into: torch.Tensor, grad: torch.Tensor, kept: Tables
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Add the gradient of x to `into` (float32), given that of the result.
+
+        Returns:
+            `into` in the dtype of `grad`; the gradient of the weight, no tensor when it is frozen.
+        """
+        unit, _ = kept
+        of_weight = [(grad * unit).flatten(0, -2).sum(0)] if self.weight.requires_grad else []
+        return passes.norm_gradient(into, grad, self.weight, *kept), of_weight
 
 
 class Layer:
@@ -90,7 +106,7 @@ class Layer:
         # space after them for x Aᵀ, so that W and the adapter are one matrix product.
         num = len(x)
         qkv_input = self.qkv.room(num)
-        attention_normed = _norm(self.attention_norm, x, qkv_input, change=before, keep=keep)
+        attention_normed = self.attention_norm.fill(x, qkv_input, change=before, keep=keep)
         qkv, lora_qkv = self.qkv.product(qkv_input)
         qk, v, head_norms = self._heads(qkv)
         out_input, attention = self.out.room(num), None
@@ -106,7 +122,7 @@ class Layer:
 
         # MLP. The residual is float32: adding in bfloat16 would lose small changes.
         gate_up_input = self.gate_up.room(num)
-        mlp_normed = _norm(self.mlp_norm, x, gate_up_input, change=change, keep=keep)
+        mlp_normed = self.mlp_norm.fill(x, gate_up_input, change=change, keep=keep)
         gate_up, lora_gate_up = self.gate_up.product(gate_up_input)
         down_input = self.down.room(num)
         passes.gate(gate_up, down_input, keep=keep)
@@ -156,8 +172,7 @@ class Layer:
             grad_gate_up, normed, lora_gate_up, of_input=True
         )
         assert grad_normed is not None
-        mlp_norm_grads = self.mlp_norm.weight_gradient(grad_normed, mlp_normed[0])
-        narrow = passes.norm_gradient(grad, grad_normed, self.mlp_norm.weight, *mlp_normed)
+        narrow, mlp_norm_grads = self.mlp_norm.add_gradient(grad, grad_normed, mlp_normed)
 
         # Attention: output projection, attention itself, rotation, then q, k and v together.
         grad_attended, out_grads = self.out.gradients(narrow, out_input, lora_out, of_input=True)
@@ -177,11 +192,11 @@ class Layer:
         grad_normed, qkv_grads = self.qkv.gradients(
             grad_qkv.flatten(1), normed, lora_qkv, of_input=of_input
         )
-        attention_norm_grads = []
+        attention_norm_grads: list[torch.Tensor] = []
         if grad_normed is not None:
-            norm = self.attention_norm
-            attention_norm_grads = norm.weight_gradient(grad_normed, attention_normed[0])
-            narrow = passes.norm_gradient(grad, grad_normed, norm.weight, *attention_normed)
+            narrow, attention_norm_grads = self.attention_norm.add_gradient(
+                grad, grad_normed, attention_normed
+            )
         # In the order of `trained`.
         norm_grads = [*attention_norm_grads, *head_norm_grads, *mlp_norm_grads]
         return narrow, [*qkv_grads, *out_grads, *gate_up_grads, *down_grads, *norm_grads]
@@ -195,8 +210,8 @@ class Layer:
         given, qk = qk, qk.new_empty(qk.shape)
         q, k = slice(self.heads), slice(self.heads, None)
         norms = (
-            _head_norm(self.q_norm, given[:, q], qk[:, q]),
-            _head_norm(self.k_norm, given[:, k], qk[:, k]),
+            self.q_norm.of_heads(given[:, q], qk[:, q]),
+            self.k_norm.of_heads(given[:, k], qk[:, k]),
         )
         return qk, v, norms
 
@@ -217,18 +232,9 @@ class Layer:
         weight_grads = []
         parts = (slice(self.heads), slice(self.heads, None))
         for norm, part, kept in zip((self.q_norm, self.k_norm), parts, norms, strict=True):
-            weight_grads += norm.weight_gradient(unrotated[:, part], kept[0])
-            passes.norm_gradient(wide[:, part], unrotated[:, part], norm.weight, *kept)
-        out.copy_(wide)
+            out[:, part], of_weight = norm.add_gradient(wide[:, part], unrotated[:, part], kept)
+            weight_grads += of_weight
         return weight_grads
-
-
-def _norm(norm: Norm, x: torch.Tensor, room: torch.Tensor, **options: Any) -> Any:
-    return passes.norm(x, norm.weight, norm.epsilon, room, **options)
-
-
-def _head_norm(norm: Norm, x: torch.Tensor, out: torch.Tensor) -> Tables:
-    return passes.unit_norm(x, norm.weight, norm.epsilon, out)
 
 
 class Stack:
